@@ -1,0 +1,181 @@
+//! What was decided. A plan is an authority: an engine runs exactly it, or refuses with the reason.
+
+use crate::{Basis, Rule, Strategy};
+use alloc::{string::String, vec::Vec};
+
+/// Where the host keeps a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum HostTier {
+    /// In the mapped file; no anonymous bytes.
+    Mapped,
+    /// Through a ring of page-locked staging buffers.
+    Staged,
+    /// In a page-locked copy of its own.
+    PageLocked,
+    /// In ordinary anonymous memory.
+    Pageable,
+}
+
+/// A stack's groups.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct StackPlan {
+    /// Its path inside the component.
+    pub name: String,
+    /// Per group: on the device for the whole phase, or streamed.
+    pub resident: Vec<bool>,
+    /// Per group: where the host keeps it.
+    pub host: Vec<HostTier>,
+}
+
+/// A component's placement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ComponentPlan {
+    /// Its name.
+    pub name: String,
+    /// Its strategy, resolved: never `Auto`.
+    pub strategy: Strategy,
+    /// Device bytes outside its groups.
+    pub rest: u64,
+    /// Its stacks, in the component's order.
+    pub stacks: Vec<StackPlan>,
+    /// Slots that streamed groups take turns in.
+    pub slots: u32,
+    /// Device bytes of one slot.
+    pub slot_bytes: u64,
+    /// Device bytes while active: rest, residents and slots.
+    pub engine_bytes: u64,
+    /// The component whose weights these are.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub same_as: Option<String>,
+}
+
+impl ComponentPlan {
+    /// How many groups stay resident, all stacks.
+    pub fn resident_count(&self) -> usize {
+        self.stacks.iter().flat_map(|s| &s.resident).filter(|r| **r).count()
+    }
+
+    /// How many groups stream, all stacks.
+    pub fn streamed_count(&self) -> usize {
+        self.stacks.iter().flat_map(|s| &s.resident).filter(|r| !**r).count()
+    }
+}
+
+/// A stretch in which one set of components is active.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PhasePlan {
+    /// Active components, by name.
+    pub components: Vec<String>,
+    /// Rests + residents + slots on the device.
+    pub engine_bytes: u64,
+    /// Free VRAM − engine bytes − reserve; `None`: no device.
+    pub headroom: Option<u64>,
+}
+
+/// The most the plan takes at any time, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Peak {
+    /// Engine bytes on the device.
+    pub device: u64,
+    /// Anonymous and page-locked bytes on the host; mapped pages don't count.
+    pub host: u64,
+}
+
+/// Predicted times of one component.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PredictedComponent {
+    /// Its name.
+    pub name: String,
+    /// Steady-state pass, nanoseconds.
+    pub pass_ns: u64,
+    /// max(Σ compute, Σ streamed bytes / rate), nanoseconds.
+    pub lower_bound_ns: u64,
+}
+
+/// Predicted times. Made by rule `Cost` only.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Predicted {
+    /// The whole request, nanoseconds.
+    pub request_ns: u64,
+    /// Its lower bound, nanoseconds.
+    pub lower_bound_ns: u64,
+    /// Basis of the compute times; `Unknown`: counted as zero.
+    pub compute: Basis,
+    /// Per component.
+    pub components: Vec<PredictedComponent>,
+}
+
+/// How good the plan is known to be. Made by rule `Cost` only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(tag = "kind", rename_all = "snake_case")
+)]
+pub enum Proof {
+    /// Nothing in the family is faster.
+    Optimal,
+    /// Nothing in the family is faster by more than this.
+    Within {
+        /// Gap to the bound, permille.
+        gap_permille: u64,
+    },
+}
+
+/// One decision, explained. `numbers` re-derive it; `text` says it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Note {
+    /// Stable code: `no_offload_rejected`.
+    pub code: String,
+    /// Named figures behind the decision.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub numbers: alloc::collections::BTreeMap<String, u64>,
+    /// A sentence for people.
+    pub text: String,
+}
+
+/// What was decided, for all components.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Plan {
+    /// Version of this form: 1.
+    pub schema: u32,
+    /// The largest component's strategy: what `Auto` resolved to.
+    pub strategy: Strategy,
+    /// The rule that made the plan.
+    pub rule: Rule,
+    /// No full page-locked copies.
+    pub low_cpu_mem: bool,
+    /// Free VRAM it was made for; `None`: no device.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub budget: Option<u64>,
+    /// Placements, sorted by (phase, name).
+    pub components: Vec<ComponentPlan>,
+    /// Phases in order.
+    pub phases: Vec<PhasePlan>,
+    /// The most it takes.
+    pub peak: Peak,
+    /// Predicted times; `None` where no link is known.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub predicted: Option<Predicted>,
+    /// How good it is known to be.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub proof: Option<Proof>,
+    /// Why.
+    pub notes: Vec<Note>,
+}
+
+impl Plan {
+    /// A component's placement by name.
+    pub fn component(&self, name: &str) -> Option<&ComponentPlan> {
+        self.components.iter().find(|c| c.name == name)
+    }
+}
