@@ -1,0 +1,67 @@
+//! What can be wrong with weights on disk, split by what to do about it.
+
+use std::path::PathBuf;
+
+/// Why weights could not be opened or are no longer to be trusted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// The file could not be opened or mapped: check the path and its permissions.
+    #[error("cannot read {}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A directory, pipe or device where a file belongs.
+    #[error("{} is not a regular file: name a .safetensors file", file.display())]
+    NotAFile {
+        /// The path.
+        file: PathBuf,
+    },
+    /// The file ends before what its header promises: fetch it again.
+    #[error("{} is truncated: {need} bytes needed, {have} there; fetch it again", file.display())]
+    Truncated {
+        /// The file.
+        file: PathBuf,
+        /// Bytes that the header calls for; saturating.
+        need: u64,
+        /// Bytes in the file.
+        have: u64,
+    },
+    /// The header is no safetensors header: the file is another format, or damaged.
+    #[error("{}: not a safetensors file: {reason}", file.display())]
+    Header {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The header says something impossible of one tensor: the file is damaged.
+    #[error("{}: tensor `{tensor}`: {reason}", file.display())]
+    Tensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two of the files hold a tensor of the same name: open only one of them.
+    #[error("tensor `{tensor}` is in both {} and {}: open only one of them", first.display(), second.display())]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+        /// The file that was given first.
+        first: PathBuf,
+        /// The file that has it too.
+        second: PathBuf,
+    },
+    /// The file was written or truncated in place after it was mapped: open it again.
+    #[error("{} changed while it was mapped: open it again, and replace weights by renaming a new file over them", file.display())]
+    Changed {
+        /// The file.
+        file: PathBuf,
+    },
+}
