@@ -1,0 +1,253 @@
+//! Building a model over memory-mapped weights, so that it can be managed afterwards.
+//!
+//! While a model is built its weights are really there, group by group: a block's memory leaves when
+//! the next block begins, so building holds at most the rest and one group.
+
+use crate::home::{CandleHomes, empty_home, evict, from_storage, into_storage, plan_dtype, swap};
+use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use mm_cache::{TensorSlice, Weights};
+use mm_engine::{HostDevice, Module, ModuleSpec, Reservation, Slab, StackSpec, align, can_cast, dtype_of};
+use parking_lot::Mutex;
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, OnceLock},
+};
+
+/// Set when the model has become a module; blocks reach the engine through it.
+pub(crate) type Link = Arc<OnceLock<Arc<Module<HostDevice>>>>;
+
+thread_local! {
+    static SCOPE: RefCell<Option<Arc<Build>>> = const { RefCell::new(None) };
+}
+
+/// One group, or the rest, as far as it was asked for.
+#[derive(Default)]
+struct Part {
+    slabs: Vec<(Slab, Tensor)>,
+    reserved: Option<Reservation>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The group being built; `None`: the rest.
+    current: Option<usize>,
+    rest: Part,
+    groups: Vec<Part>,
+    /// Stacks with the number of their groups, in the order of `groups`.
+    stacks: Vec<(String, usize)>,
+    /// What was handed out, and for whom.
+    given: HashMap<(String, DType), (Option<usize>, Tensor)>,
+    /// A tensor that two groups asked for: it belongs to the rest, and building starts over.
+    shared: Option<String>,
+}
+
+/// A model under construction.
+pub(crate) struct Build {
+    weights: Arc<Weights>,
+    device: Arc<HostDevice>,
+    /// Tensors known to be shared between groups.
+    shared: BTreeSet<String>,
+    /// Bounds the length of any home, bytes.
+    longest: u64,
+    state: Mutex<State>,
+    link: Link,
+}
+
+/// Builds a model and describes it as a module.
+pub(crate) fn build<M>(
+    name: &str,
+    weights: &Arc<Weights>,
+    dtype: DType,
+    device: &Arc<HostDevice>,
+    make: impl Fn(VarBuilder<'_>) -> Result<M>,
+) -> Result<(M, ModuleSpec<mm_engine::HostBuffer>, Link)> {
+    let mut shared = BTreeSet::new();
+    loop {
+        let build = Arc::new(Build::new(weights.clone(), device.clone(), shared.clone()));
+        let backend: Box<dyn SimpleBackend> = Box::new(Backend(build.clone()));
+        let outer = SCOPE.with_borrow_mut(|scope| scope.replace(build.clone()));
+        let restore = Restore(outer);
+        let made = make(VarBuilder::from_backend(backend, dtype, Device::Cpu));
+        drop(restore);
+        match (made, build.state.lock().shared.take()) {
+            (_, Some(tensor)) if shared.insert(tensor.clone()) => {}
+            (Ok(model), _) => return Ok((model, build.spec(name)?, build.link.clone())),
+            (Err(error), _) => return Err(error),
+        }
+    }
+}
+
+/// Brings the enclosing scope back, also when building panics.
+struct Restore(Option<Arc<Build>>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        SCOPE.set(self.0.take());
+    }
+}
+
+/// The scope in which this thread is building, if it is.
+pub(crate) fn scope() -> Option<Arc<Build>> {
+    SCOPE.with_borrow(Clone::clone)
+}
+
+impl Build {
+    fn new(weights: Arc<Weights>, device: Arc<HostDevice>, shared: BTreeSet<String>) -> Self {
+        // Eight bytes for the widest element.
+        let longest = (weights.names().filter_map(|n| weights.get(n)))
+            .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
+        Self { weights, device, shared, longest, state: Mutex::default(), link: Link::default() }
+    }
+
+    /// Builds the blocks of one stack, each a group of its own. Returns the index of the first group,
+    /// or `None` inside another block: then they are part of it.
+    pub(crate) fn stack<B>(
+        &self,
+        name: &str,
+        count: usize,
+        mut make: impl FnMut(usize) -> Result<B>,
+    ) -> Result<(Vec<B>, Option<(Link, usize)>)> {
+        let first = {
+            let mut state = self.state.lock();
+            match state.current {
+                Some(_) => None,
+                None => {
+                    let first = state.groups.len();
+                    state.stacks.push((name.to_owned(), count));
+                    state.groups.extend((0..count).map(|_| Part::default()));
+                    Some(first)
+                }
+            }
+        };
+        let mut blocks = Vec::with_capacity(count);
+        for index in 0..count {
+            if let Some(first) = first {
+                self.state.lock().current = Some(first + index);
+            }
+            let block = make(index);
+            if let Some(first) = first {
+                let mut state = self.state.lock();
+                state.current = None;
+                state.groups[first + index].leave()?;
+            }
+            blocks.push(block?);
+        }
+        Ok((blocks, first.map(|first| (self.link.clone(), first))))
+    }
+
+    /// Hands out a weight: a view into the home of whoever is being built.
+    fn give(&self, name: &str, shape: Option<Shape>, dtype: DType) -> Result<Tensor> {
+        let source = self.weights.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())?;
+        let stored = Shape::from(source.shape());
+        if let Some(expected) = shape.filter(|s| *s != stored) {
+            let msg = format!("{name} in {}", source.file().display());
+            return Err(Error::UnexpectedShape { msg, expected, got: stored }.bt());
+        }
+        let mut state = self.state.lock();
+        let place = state.current.filter(|_| !self.shared.contains(name));
+        let key = (name.to_owned(), dtype);
+        if let Some((owner, tensor)) = state.given.get(&key) {
+            if owner.is_none() || *owner == place {
+                return Ok(tensor.clone());
+            }
+            state.shared = Some(key.0);
+            bail!("{name} is shared between blocks; building starts over with it in the rest");
+        }
+        let part = match place {
+            Some(group) => &mut state.groups[group],
+            None => &mut state.rest,
+        };
+        let tensor = part.append(source, dtype, self.longest, &self.device)?;
+        state.given.insert(key, (place, tensor.clone()));
+        Ok(tensor)
+    }
+
+    fn spec(&self, name: &str) -> Result<ModuleSpec<mm_engine::HostBuffer>> {
+        let mut state = self.state.lock();
+        let State { mut rest, groups, stacks, .. } = std::mem::take(&mut *state);
+        rest.leave()?;
+        let (rest_slabs, rest_homes) = rest.slabs.into_iter().unzip();
+        let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Tensor>>) =
+            groups.into_iter().map(|g| g.slabs.into_iter().unzip()).unzip();
+        let mut slabs = slabs.drain(..);
+        let stacks = stacks.into_iter().map(|(name, n)| StackSpec { name, groups: slabs.by_ref().take(n).collect() });
+        Ok(ModuleSpec {
+            name: name.to_owned(),
+            phase: None,
+            passes: 1,
+            rest: rest_slabs,
+            stacks: stacks.collect(),
+            homes: Box::new(CandleHomes { rest: rest_homes, groups: homes }),
+        })
+    }
+}
+
+impl Part {
+    fn append(&mut self, source: &TensorSlice, dtype: DType, longest: u64, device: &Arc<HostDevice>) -> Result<Tensor> {
+        let fail = |reason: String| {
+            Error::Msg(format!("{}: tensor {}: {reason}", source.file().display(), source.name())).bt()
+        };
+        let to = plan_dtype(dtype).ok_or_else(|| fail(format!("can't be computed with as {dtype:?}")))?;
+        let from = dtype_of(source.dtype()).ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
+        if !can_cast(from, to) {
+            return Err(fail(format!("is stored as {from} and can't be cast to {to}")));
+        }
+        let index = match self.slabs.iter().position(|(slab, _)| slab.dtype() == to) {
+            Some(index) => index,
+            None => {
+                let bound = usize::try_from(longest / to.size()).map_err(|e| fail(e.to_string()))?;
+                self.slabs.push((Slab::new(to), empty_home(dtype, bound)?));
+                self.slabs.len() - 1
+            }
+        };
+        let (slab, home) = &mut self.slabs[index];
+        let before = slab.bytes();
+        let offset = slab.push(source.clone());
+        let grown = slab.bytes() - before;
+        let mut buffer = from_storage(evict(home)?).map_err(|_| fail("its home is closed".to_owned()))?;
+        let outcome = match buffer.grow(slab.bytes()) {
+            true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
+            false => Err(fail(format!("no memory for {grown} bytes more"))),
+        };
+        swap(home, into_storage(buffer))?;
+        outcome?;
+        match &mut self.reserved {
+            Some(reserved) => reserved.grow(grown),
+            None => self.reserved = Some(device.reserve(grown)),
+        }
+        let start = usize::try_from(offset / to.size()).map_err(|e| fail(e.to_string()))?;
+        home.narrow(0, start, source.shape().iter().product())?.reshape(source.shape())
+    }
+
+    /// The memory leaves; the views stay and refuse.
+    fn leave(&mut self) -> Result<()> {
+        for (_, home) in &self.slabs {
+            drop(evict(home)?);
+        }
+        self.reserved = None;
+        Ok(())
+    }
+}
+
+fn elements(tensor: &TensorSlice) -> u64 {
+    tensor.shape().iter().fold(1u64, |product, d| product.saturating_mul(*d as u64))
+}
+
+/// What a model's `VarBuilder` asks.
+struct Backend(Arc<Build>);
+
+impl SimpleBackend for Backend {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, _: &Device) -> Result<Tensor> {
+        self.0.give(name, Some(shape), dtype)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, _: &Device) -> Result<Tensor> {
+        self.0.give(name, None, dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.weights.get(name).is_some()
+    }
+}

@@ -1,0 +1,69 @@
+//! The engine's manager for candle models.
+
+use crate::{Component, Error, LoadSpec, build::build, component::Managed};
+use candle_core::Result;
+use candle_nn::VarBuilder;
+use mm_cache::{LoadError, Weights};
+use mm_engine::{HostDevice, ModelManager, Module, timeline::Timeline};
+use mm_plan::{Machine, Policy};
+use std::{ops::Deref, sync::Arc};
+
+/// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
+#[derive(Clone)]
+pub struct Manager {
+    engine: Arc<ModelManager<HostDevice>>,
+}
+
+impl Manager {
+    /// A manager of the CPU under a budget: `machine.vram_free` bytes of host memory for weights.
+    ///
+    /// # Errors
+    /// `Misuse`: the machine presents no budget.
+    pub fn cpu(machine: Machine, policy: Policy) -> std::result::Result<Self, Error> {
+        let timeline = Arc::new(Timeline::default());
+        let device = Arc::new(HostDevice::new(machine.vram_free.unwrap_or(0), timeline.clone()));
+        Ok(Self { engine: ModelManager::new(device, timeline, machine, policy)? })
+    }
+
+    /// Loads a component: maps its files, builds the model with `build` (called again where a tensor
+    /// turns out to be shared between blocks), and registers it under `spec.name`. Its weights reach
+    /// the device with the first run.
+    ///
+    /// # Errors
+    /// The files can't be used; `build` fails; the name is taken.
+    pub fn load<M: Send>(
+        &self,
+        spec: &LoadSpec,
+        make: impl Fn(VarBuilder<'_>) -> Result<M>,
+    ) -> std::result::Result<Component<M>, Error> {
+        let weights = self.weights(spec)?;
+        let device = self.engine.device();
+        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, device, make)?;
+        (module.phase, module.passes) = (spec.phase, spec.passes);
+        let module = Module::new(module, device.clone(), self.engine.timeline().clone());
+        // The link is fresh from this build: nobody else can have set it.
+        let _ = link.set(module.clone());
+        let registration = self.engine.register(&spec.name, &module)?;
+        Ok(Component::managed(model, Managed { manager: self.engine.clone(), module, registration }))
+    }
+
+    /// The files' mappings, shared with whoever loads the same files.
+    fn weights(&self, spec: &LoadSpec) -> std::result::Result<Arc<Weights>, Error> {
+        let identifier: Vec<String> = spec.files.iter().map(|f| f.display().to_string()).collect();
+        let weigh = |_: &Arc<Weights>| 0; // mapped: pages of files, not memory of ours
+        let loaded = self.engine.load_component(&identifier.join("\n"), weigh, || Weights::open(&spec.files));
+        match loaded {
+            Ok(weights) => Ok((*weights).clone()),
+            Err(LoadError::Factory(error)) => Err(error.into()),
+            Err(other) => Err(mm_engine::EngineError::Misuse(other.to_string()).into()),
+        }
+    }
+}
+
+impl Deref for Manager {
+    type Target = Arc<ModelManager<HostDevice>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.engine
+    }
+}

@@ -1,0 +1,110 @@
+//! Host memory typed as tensor libraries want to own it.
+
+use half::{bf16, f16};
+use mm_plan::DType;
+
+/// A vector of one of the element types that tensor libraries hold on the CPU.
+#[derive(Debug)]
+#[allow(missing_docs)]
+#[non_exhaustive]
+pub enum HostBuffer {
+    F64(Vec<f64>),
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    F8e4m3(Vec<float8::F8E4M3>),
+    I64(Vec<i64>),
+    I32(Vec<i32>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    U8(Vec<u8>),
+}
+
+macro_rules! each {
+    ($self:expr, $v:ident => $body:expr) => {
+        match $self {
+            HostBuffer::F64($v) => $body,
+            HostBuffer::F32($v) => $body,
+            HostBuffer::F16($v) => $body,
+            HostBuffer::Bf16($v) => $body,
+            HostBuffer::F8e4m3($v) => $body,
+            HostBuffer::I64($v) => $body,
+            HostBuffer::I32($v) => $body,
+            HostBuffer::I16($v) => $body,
+            HostBuffer::U32($v) => $body,
+            HostBuffer::U8($v) => $body,
+        }
+    };
+}
+
+impl HostBuffer {
+    /// An empty vector of this element type; `None` for types no tensor library computes with.
+    pub fn empty(dtype: DType) -> Option<Self> {
+        Some(match dtype {
+            DType::F64 => Self::F64(Vec::new()),
+            DType::F32 => Self::F32(Vec::new()),
+            DType::F16 => Self::F16(Vec::new()),
+            DType::Bf16 => Self::Bf16(Vec::new()),
+            DType::F8e4m3 => Self::F8e4m3(Vec::new()),
+            DType::I64 => Self::I64(Vec::new()),
+            DType::I32 => Self::I32(Vec::new()),
+            DType::I16 => Self::I16(Vec::new()),
+            DType::U32 => Self::U32(Vec::new()),
+            DType::U8 => Self::U8(Vec::new()),
+            _ => return None,
+        })
+    }
+
+    /// Element type.
+    pub const fn dtype(&self) -> DType {
+        match self {
+            Self::F64(_) => DType::F64,
+            Self::F32(_) => DType::F32,
+            Self::F16(_) => DType::F16,
+            Self::Bf16(_) => DType::Bf16,
+            Self::F8e4m3(_) => DType::F8e4m3,
+            Self::I64(_) => DType::I64,
+            Self::I32(_) => DType::I32,
+            Self::I16(_) => DType::I16,
+            Self::U32(_) => DType::U32,
+            Self::U8(_) => DType::U8,
+        }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        each!(self, v => v.len() as u64) * self.dtype().size()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes room for `bytes` in all, no more; `false` where memory is short.
+    #[must_use]
+    pub fn reserve(&mut self, bytes: u64) -> bool {
+        let Ok(count) = usize::try_from(bytes / self.dtype().size()) else { return false };
+        each!(self, v => v.try_reserve_exact(count.saturating_sub(v.len())).is_ok())
+    }
+
+    /// Grows to `bytes`, zeros at the end; `false`, and nothing changed, where memory is short.
+    #[must_use]
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let Ok(count) = usize::try_from(bytes / self.dtype().size()) else { return false };
+        each!(self, v => {
+            if v.try_reserve(count.saturating_sub(v.len())).is_err() {
+                return false;
+            }
+            if count > v.len() {
+                v.resize(count, Default::default());
+            }
+        });
+        true
+    }
+
+    /// Its memory as bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        each!(self, v => bytemuck::cast_slice_mut(v))
+    }
+}

@@ -1,0 +1,196 @@
+//! Host memory as the device, under a hard byte budget; copies and casts on worker threads.
+
+use super::{CopyFailed, Device, DeviceMemory, HostBuffer};
+use crate::{
+    EngineError, Result, Slab,
+    timeline::{Kind, Label, Timeline},
+};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use mm_plan::DType;
+use parking_lot::Mutex;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+};
+
+/// Weights touch memory page by page; a page that was never written is not there yet.
+const PAGE: usize = 4096;
+
+type Outcome = Result<HostBuffer, CopyFailed<HostBuffer>>;
+
+struct Job {
+    label: Label,
+    slab: Arc<Slab>,
+    into: HostBuffer,
+    done: Sender<Outcome>,
+}
+
+struct Shared {
+    memory: Mutex<DeviceMemory>,
+    timeline: Arc<Timeline>,
+}
+
+/// Host memory as the device: this is what runs a model larger than its budget on a machine without a
+/// GPU. Compute happens on the calling thread, so an event is over as soon as it is recorded.
+pub struct HostDevice {
+    shared: Arc<Shared>,
+    jobs: Sender<Job>,
+}
+
+/// A copy under way on a worker thread.
+pub struct HostCopy {
+    outcome: Receiver<Outcome>,
+}
+
+impl HostDevice {
+    /// A device of `budget` bytes, with a worker thread per core but at most four.
+    pub fn new(budget: u64, timeline: Arc<Timeline>) -> Self {
+        let workers = thread::available_parallelism().map_or(1, |n| n.get().min(4));
+        Self::with_workers(budget, workers, timeline)
+    }
+
+    /// A device of `budget` bytes and `workers` copying threads (at least one). The threads end when
+    /// the device is dropped and its copies are done.
+    pub fn with_workers(budget: u64, workers: usize, timeline: Arc<Timeline>) -> Self {
+        let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
+        let shared = Arc::new(Shared { memory, timeline });
+        let (jobs, queue) = unbounded::<Job>();
+        for lane in 0..workers.max(1) {
+            let (shared, queue) = (shared.clone(), queue.clone());
+            // A worker that can't be started leaves its work to the others; with none left, `finish`
+            // sees its channel closed and says that the device is lost.
+            let _ = thread::Builder::new().name(format!("mm-copy-{lane}")).spawn(move || {
+                for job in queue {
+                    shared.run(job, lane);
+                }
+            });
+        }
+        Self { shared, jobs }
+    }
+
+    /// Counts memory that an adapter holds while it builds a model, before there is a plan. It is not
+    /// held against the budget (the plan for the model decides that), but it shows in the peak.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
+        self.shared.add(bytes);
+        Reservation { device: self.clone(), bytes }
+    }
+}
+
+/// Bytes counted by [`HostDevice::reserve`], until dropped.
+pub struct Reservation {
+    device: Arc<HostDevice>,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// Counts `bytes` more.
+    pub fn grow(&mut self, bytes: u64) {
+        self.device.shared.add(bytes);
+        self.bytes += bytes;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.device.shared.subtract(self.bytes);
+    }
+}
+
+impl Shared {
+    fn add(&self, bytes: u64) {
+        let mut memory = self.memory.lock();
+        memory.in_use = memory.in_use.saturating_add(bytes);
+        memory.peak = memory.peak.max(memory.in_use);
+    }
+
+    fn subtract(&self, bytes: u64) {
+        let mut memory = self.memory.lock();
+        memory.in_use = memory.in_use.saturating_sub(bytes);
+    }
+
+    fn run(&self, Job { label, slab, mut into, done }: Job, lane: usize) {
+        let start = self.timeline.now();
+        let filled = catch_unwind(AssertUnwindSafe(|| slab.fill(into.bytes_mut())))
+            .unwrap_or_else(|_| Err(EngineError::Internal("a copy panicked".to_owned())));
+        self.timeline.span(Kind::Copy, lane, &label, start, slab.bytes());
+        let outcome = match filled {
+            Ok(()) => Ok(into),
+            Err(error) => Err(CopyFailed { buffer: Some(into), error }),
+        };
+        // Nobody waits any more: the memory goes back.
+        if let Err(unsent) = done.send(outcome) {
+            let buffer = match unsent.into_inner() {
+                Ok(buffer) => Some(buffer),
+                Err(failed) => failed.buffer,
+            };
+            if let Some(buffer) = buffer {
+                self.subtract(buffer.len());
+            }
+        }
+    }
+}
+
+impl Device for HostDevice {
+    type Buffer = HostBuffer;
+    type Event = ();
+    type Copy = HostCopy;
+
+    fn allocate(&self, dtype: DType, bytes: u64) -> Result<HostBuffer> {
+        let mut buffer = HostBuffer::empty(dtype)
+            .ok_or_else(|| EngineError::Misuse(format!("weights of dtype {dtype} can't be computed with")))?;
+        {
+            let mut memory = self.shared.memory.lock();
+            let in_use = memory.in_use.checked_add(bytes).filter(|sum| *sum <= memory.budget);
+            let over = EngineError::OverBudget { need: bytes, in_use: memory.in_use, budget: memory.budget };
+            memory.in_use = in_use.ok_or(over)?;
+            memory.peak = memory.peak.max(memory.in_use);
+            memory.allocations += 1;
+        }
+        if !(buffer.reserve(bytes) && buffer.grow(bytes)) {
+            self.shared.subtract(bytes);
+            let DeviceMemory { in_use, budget, .. } = self.memory();
+            return Err(EngineError::OverBudget { need: bytes, in_use, budget });
+        }
+        for byte in buffer.bytes_mut().iter_mut().step_by(PAGE) {
+            *byte = std::hint::black_box(1);
+        }
+        self.shared.timeline.allocated(bytes, self.memory().in_use);
+        Ok(buffer)
+    }
+
+    fn free(&self, buffer: HostBuffer) {
+        let bytes = buffer.len();
+        drop(buffer);
+        self.shared.subtract(bytes);
+        self.shared.timeline.freed(bytes, self.memory().in_use);
+    }
+
+    fn record(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy(&self, label: Label, slab: Arc<Slab>, into: HostBuffer, _after: Option<()>) -> HostCopy {
+        let (done, outcome) = bounded(1);
+        if let Err(unsent) = self.jobs.send(Job { label, slab, into, done }) {
+            // No worker is left; the closed channel says so to `finish`.
+            self.shared.subtract(unsent.into_inner().into.len());
+        }
+        HostCopy { outcome }
+    }
+
+    fn finish(&self, copy: HostCopy) -> Result<HostBuffer, CopyFailed<HostBuffer>> {
+        copy.outcome.recv().unwrap_or_else(|_| {
+            let reason = "no copy thread is left".to_owned();
+            Err(CopyFailed { buffer: None, error: EngineError::DeviceLost { reason } })
+        })
+    }
+
+    fn is_done(&self, copy: &HostCopy) -> bool {
+        !copy.outcome.is_empty()
+    }
+
+    fn memory(&self) -> DeviceMemory {
+        *self.shared.memory.lock()
+    }
+}

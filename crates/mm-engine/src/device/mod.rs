@@ -1,0 +1,76 @@
+//! What the engine asks of a device.
+
+mod buffer;
+mod host;
+
+pub use buffer::HostBuffer;
+pub use host::{HostCopy, HostDevice, Reservation};
+
+use crate::{EngineError, Result, Slab, timeline::Label};
+use mm_plan::DType;
+use std::sync::Arc;
+
+/// Device memory as the engine counts it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Held now.
+    pub in_use: u64,
+    /// The most ever held since the device was made.
+    pub peak: u64,
+    /// The most that may be held.
+    pub budget: u64,
+    /// How many allocations were made.
+    pub allocations: u64,
+}
+
+/// A copy that failed. It gives its destination back, so that nothing is lost.
+pub struct CopyFailed<B> {
+    /// The destination; `None` where the device lost it.
+    pub buffer: Option<B>,
+    /// Why.
+    pub error: EngineError,
+}
+
+/// A place where weights are computed with: a copy lane, a compute stream, and memory under a budget.
+///
+/// A copy owns its source and its destination until it has been [finished](Device::finish): no caller
+/// can free or reuse either too early, whatever it forgets.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// One slab's memory. Each is an allocation of its own, so that a tensor library may free it.
+    type Buffer: Send + 'static;
+    /// A point in the compute stream.
+    type Event: Clone + Send + Sync + 'static;
+    /// A copy under way.
+    type Copy: Send + 'static;
+
+    /// Allocates and touches `bytes` (a multiple of the element size).
+    ///
+    /// # Errors
+    /// `OverBudget`: the budget would be exceeded; nothing was allocated.
+    fn allocate(&self, dtype: DType, bytes: u64) -> Result<Self::Buffer>;
+
+    /// Gives memory back.
+    fn free(&self, buffer: Self::Buffer);
+
+    /// Marks the point that the compute stream has reached.
+    ///
+    /// # Errors
+    /// `DeviceLost`.
+    fn record(&self) -> Result<Self::Event>;
+
+    /// Enqueues a copy of `slab` into the front of `into`, to start after `after`. Never blocks.
+    fn copy(&self, label: Label, slab: Arc<Slab>, into: Self::Buffer, after: Option<Self::Event>) -> Self::Copy;
+
+    /// Orders compute after the copy and hands its destination out. A device with a stream of its own
+    /// does not block the host here; on the host, which is its own compute stream, this waits.
+    ///
+    /// # Errors
+    /// [`CopyFailed`] with the reason; the destination's content is then meaningless.
+    fn finish(&self, copy: Self::Copy) -> Result<Self::Buffer, CopyFailed<Self::Buffer>>;
+
+    /// Whether [`Device::finish`] would not wait.
+    fn is_done(&self, copy: &Self::Copy) -> bool;
+
+    /// Memory as counted at each allocation.
+    fn memory(&self) -> DeviceMemory;
+}

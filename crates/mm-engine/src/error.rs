@@ -1,0 +1,56 @@
+//! What can go wrong, split by remedy.
+
+use mm_plan::Infeasible;
+use std::{ops::Range, path::PathBuf};
+
+/// What can go wrong while running a plan.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// There is no plan: give a larger budget, free memory, or choose another strategy.
+    #[error(transparent)]
+    Infeasible(#[from] Infeasible),
+    /// The device refused an allocation: its budget is spent.
+    #[error("{need} bytes asked of the device, {in_use} of its {budget} bytes are in use")]
+    OverBudget {
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes in use.
+        in_use: u64,
+        /// The device's budget.
+        budget: u64,
+    },
+    /// The device no longer answers: build a new one.
+    #[error("the device is lost: {reason}")]
+    DeviceLost {
+        /// What it said last.
+        reason: String,
+    },
+    /// Weights could not be read: check the file.
+    #[error("{}: tensor {tensor:?} (bytes {}..{}): {reason}", file.display(), range.start, range.end)]
+    Source {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Where it lies in the file.
+        range: Range<u64>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The plan given is not a plan for these components: make a new one.
+    #[error("the plan does not fit what is registered: {reason}")]
+    PlanMismatch {
+        /// Where it differs.
+        reason: String,
+    },
+    /// The caller broke a rule: change the call.
+    #[error("misuse: {0}")]
+    Misuse(String),
+    /// A tensor library refused a swap, or an invariant of ours broke. A bug: please report it.
+    #[error("internal error (this is a bug, please report it): {0}")]
+    Internal(String),
+}
+
+/// Result of engine calls.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;

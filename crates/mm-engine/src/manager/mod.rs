@@ -1,0 +1,284 @@
+//! The life cycle of components: register, plan, apply, run, release. Thread-safe.
+
+mod registry;
+mod run;
+
+pub use registry::Registration;
+pub use run::Run;
+
+use crate::{Device, DeviceMemory, EngineError, Module, ModuleStats, Result, timeline::Timeline};
+use mm_cache::{LoadCache, LoadError};
+use mm_plan::{Machine, Plan, Policy, Strategy};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use registry::Registry;
+use std::sync::Arc;
+
+/// An override that is in force while its guard lives.
+struct Override {
+    id: u64,
+    names: Vec<String>,
+    strategy: Strategy,
+}
+
+pub(crate) struct State<D: Device> {
+    registry: Registry<D>,
+    machine: Machine,
+    policy: Policy,
+    overrides: Vec<Override>,
+    /// A plan that was given, not made.
+    given: Option<Arc<Plan>>,
+    /// The plan in force; `None`: something changed, the next run makes one.
+    plan: Option<Arc<Plan>>,
+    next_id: u64,
+    /// Counts runs; tells which component was used last.
+    clock: u64,
+}
+
+/// Holds components, decides by a plan what is on the device, and runs exactly that plan.
+///
+/// A component leaves the device only when another needs the room: the engine keeps what it has as
+/// long as all of it stays within the plan's peak.
+pub struct ModelManager<D: Device> {
+    device: Arc<D>,
+    timeline: Arc<Timeline>,
+    cache: LoadCache,
+    state: Mutex<State<D>>,
+    idle: Condvar,
+}
+
+impl<D: Device> ModelManager<D> {
+    /// A manager of one device. `machine` is what plans are made for: its `vram_free` must not exceed
+    /// the device's budget.
+    ///
+    /// # Errors
+    /// `Misuse` where it does.
+    pub fn new(device: Arc<D>, timeline: Arc<Timeline>, machine: Machine, policy: Policy) -> Result<Arc<Self>> {
+        let budget = device.memory().budget;
+        if machine.vram_free.is_none_or(|free| free > budget) {
+            return Err(EngineError::Misuse(format!(
+                "the machine presents {:?} free bytes, the device's budget is {budget}",
+                machine.vram_free
+            )));
+        }
+        let state = State {
+            registry: Registry::default(),
+            machine,
+            policy,
+            overrides: Vec::new(),
+            given: None,
+            plan: None,
+            next_id: 0,
+            clock: 0,
+        };
+        let cache = LoadCache::new();
+        Ok(Arc::new(Self { device, timeline, cache, state: Mutex::new(state), idle: Condvar::new() }))
+    }
+
+    /// The device.
+    pub const fn device(&self) -> &Arc<D> {
+        &self.device
+    }
+
+    /// What happened when.
+    pub const fn timeline(&self) -> &Arc<Timeline> {
+        &self.timeline
+    }
+
+    /// The load-once cache behind [`ModelManager::load_component`].
+    pub const fn cache(&self) -> &LoadCache {
+        &self.cache
+    }
+
+    /// Device memory as counted at each allocation.
+    pub fn memory(&self) -> DeviceMemory {
+        self.device.memory()
+    }
+
+    /// Registered names, sorted.
+    pub fn component_names(&self) -> Vec<String> {
+        self.lock().registry.names()
+    }
+
+    /// A registered component.
+    pub fn get_component(&self, name: &str) -> Option<Arc<Module<D>>> {
+        self.lock().registry.module(name)
+    }
+
+    /// What each component did so far, by name; aliases are left out.
+    pub fn stats(&self) -> Vec<(String, ModuleStats)> {
+        self.lock().registry.modules().map(|module| (module.name().to_owned(), module.stats())).collect()
+    }
+
+    /// The plan in force, if one was applied since the last change.
+    pub fn plan(&self) -> Option<Arc<Plan>> {
+        self.lock().plan.clone()
+    }
+
+    /// The strategy of the largest component under the plan in force.
+    pub fn applied_strategy(&self) -> Option<Strategy> {
+        self.plan().map(|plan| plan.strategy)
+    }
+
+    /// Registers a component under its name, or, where this very module is registered already, under
+    /// one name more. It is planned with the others at the next run.
+    ///
+    /// # Errors
+    /// `Misuse`: the name belongs to another module.
+    pub fn register(self: &Arc<Self>, name: &str, module: &Arc<Module<D>>) -> Result<Registration<D>> {
+        let mut state = self.lock();
+        state.registry.add(name, module)?;
+        state.plan = None;
+        Ok(Registration::new(self, name))
+    }
+
+    /// Takes a registration back. The component leaves the device when nobody holds it any more.
+    pub(crate) fn unregister(&self, name: &str) {
+        let mut state = self.lock();
+        if let Some(module) = state.registry.remove(name) {
+            state.plan = None;
+            // An error has nobody to hear it here; the device's account shows what stayed.
+            let _ = module.unload();
+        }
+        self.idle.notify_all();
+    }
+
+    /// Replaces the policy; the next run plans anew.
+    pub fn set_policy(&self, policy: Policy) {
+        let mut state = self.lock();
+        (state.policy, state.given, state.plan) = (policy, None, None);
+    }
+
+    /// Plans for what is registered and puts the plan in force. Components whose placement changed
+    /// leave the device and return with their next run; the others stay. On an error nothing changed.
+    ///
+    /// # Errors
+    /// `Infeasible`: no plan fits.
+    pub fn apply(&self) -> Result<Arc<Plan>> {
+        self.planned(&mut self.lock())
+    }
+
+    /// Puts a given plan in force, exactly.
+    ///
+    /// # Errors
+    /// `PlanMismatch` says where it doesn't fit what is registered, or the device.
+    pub fn apply_plan(&self, plan: Plan) -> Result<Arc<Plan>> {
+        let mut state = self.lock();
+        state.registry.check(&plan, self.device.memory().budget)?;
+        let plan = Arc::new(plan);
+        self.enforce(&mut state, &plan)?;
+        state.given = Some(plan.clone());
+        state.plan = Some(plan.clone());
+        Ok(plan)
+    }
+
+    /// While the guard lives, the components named (all of them, if none is) use `strategy`; it is
+    /// applied at the first run. Dropping the guard, also by error or panic, brings back what was.
+    ///
+    /// # Errors
+    /// `Misuse`: a name is not registered.
+    pub fn use_components(self: &Arc<Self>, names: &[&str], strategy: Strategy) -> Result<StrategyOverride<D>> {
+        let mut state = self.lock();
+        if let Some(unknown) = names.iter().find(|name| state.registry.module(name).is_none()) {
+            let known = state.registry.names().join(", ");
+            return Err(EngineError::Misuse(format!("no component {unknown:?} is registered; there are: {known}")));
+        }
+        let id = state.next_id;
+        state.next_id += 1;
+        state.overrides.push(Override { id, names: names.iter().map(|n| (*n).to_owned()).collect(), strategy });
+        state.plan = None;
+        Ok(StrategyOverride { manager: self.clone(), id })
+    }
+
+    /// Loads a thing once for everyone who asks for `identifier`, however many threads ask at once.
+    ///
+    /// # Errors
+    /// The factory's error, or a broken rule of the cache.
+    pub fn load_component<T: Send + Sync + 'static, E>(
+        &self,
+        identifier: &str,
+        weigh: impl FnOnce(&T) -> u64,
+        factory: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, LoadError<E>> {
+        self.cache.get_or_load(mm_cache::component_hash(identifier), weigh, factory)
+    }
+
+    /// Takes a component off the device; it returns with its next run.
+    ///
+    /// # Errors
+    /// `Misuse`: it is running, or not registered.
+    pub fn unload(&self, name: &str) -> Result<()> {
+        self.lock().registry.idle_module(name)?.unload()
+    }
+
+    /// Takes everything off the device, forgets all registrations, overrides, given plans and cached
+    /// components, and resets the policy.
+    ///
+    /// # Errors
+    /// `Misuse` while a component runs: then nothing changed.
+    pub fn clear(&self) -> Result<()> {
+        let mut state = self.lock();
+        let modules = state.registry.clear()?;
+        (state.policy, state.given, state.plan) = (Policy::default(), None, None);
+        state.overrides.clear();
+        self.cache.clear();
+        modules.into_iter().map(|module| module.unload()).fold(Ok(()), Result::and)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<D>> {
+        self.state.lock()
+    }
+
+    /// The plan in force; makes one where something changed.
+    fn planned(&self, state: &mut State<D>) -> Result<Arc<Plan>> {
+        if let Some(plan) = &state.plan {
+            return Ok(plan.clone());
+        }
+        let given = state.given.clone().filter(|_| state.overrides.is_empty());
+        let plan = match given {
+            Some(plan) if state.registry.check(&plan, self.device.memory().budget).is_ok() => plan,
+            _ => {
+                let mut policy = state.policy.clone();
+                for change in &state.overrides {
+                    if change.names.is_empty() {
+                        policy.strategies.clear();
+                        policy.strategy = change.strategy;
+                    }
+                    policy.strategies.extend(change.names.iter().map(|n| (n.clone(), change.strategy)));
+                }
+                Arc::new(mm_plan::plan(&state.machine, &state.registry.descriptions(), &policy)?)
+            }
+        };
+        self.enforce(state, &plan)?;
+        state.plan = Some(plan.clone());
+        Ok(plan)
+    }
+
+    /// Takes off the device what the new plan places differently.
+    fn enforce(&self, state: &mut State<D>, plan: &Arc<Plan>) -> Result<()> {
+        for entry in state.registry.entries() {
+            let same = entry.applied.as_ref() == plan.component(entry.module.name());
+            if entry.module.is_loaded() && !same {
+                if entry.runs > 0 {
+                    let name = entry.module.name();
+                    return Err(EngineError::Misuse(format!("{name} is running; its strategy can't change now")));
+                }
+                entry.module.unload()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A strategy in force while this lives; see [`ModelManager::use_components`].
+pub struct StrategyOverride<D: Device> {
+    manager: Arc<ModelManager<D>>,
+    id: u64,
+}
+
+impl<D: Device> Drop for StrategyOverride<D> {
+    fn drop(&mut self) {
+        let mut state = self.manager.lock();
+        state.overrides.retain(|change| change.id != self.id);
+        state.plan = None;
+    }
+}

@@ -1,0 +1,257 @@
+//! What an adapter registers: a component's slabs, and the homes they are put into.
+
+use crate::{
+    Device, EngineError, Result, Slab,
+    device::CopyFailed,
+    placement::Placement,
+    timeline::{Kind, Label, Timeline},
+};
+use mm_plan::{Component, ComponentPlan, Granularity, Group, Slab as SlabSize, Stack};
+use parking_lot::Mutex;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+/// Which part of a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// What lies outside its groups.
+    Rest,
+    /// The group at this index, counted through all stacks in order.
+    Group(usize),
+}
+
+/// Where a tensor library keeps a component's weights. A home without memory must refuse to be
+/// computed with. Called on the pass's own thread only.
+pub trait Homes<B>: Send + Sync {
+    /// Gives the slab at this index its memory.
+    ///
+    /// # Errors
+    /// The memory back, with the reason.
+    fn put(&self, place: Place, slab: usize, buffer: B) -> Result<(), (B, String)>;
+
+    /// Takes the slab's memory away again.
+    ///
+    /// # Errors
+    /// The reason; the home keeps what it had.
+    fn take(&self, place: Place, slab: usize) -> Result<B, String>;
+}
+
+/// A stack's groups as an adapter found them.
+pub struct StackSpec {
+    /// Its path inside the component: `layers`.
+    pub name: String,
+    /// Per group, its slabs: one per dtype.
+    pub groups: Vec<Vec<Slab>>,
+}
+
+/// A component as an adapter found it.
+pub struct ModuleSpec<B> {
+    /// `text_encoder`, `transformer`, `vae`.
+    pub name: String,
+    /// Components of one phase are active together; `None`: active alone.
+    pub phase: Option<u32>,
+    /// Forwards per request.
+    pub passes: u32,
+    /// What lies outside the groups: one slab per dtype.
+    pub rest: Vec<Slab>,
+    /// Its stacks.
+    pub stacks: Vec<StackSpec>,
+    /// Where the memory goes.
+    pub homes: Box<dyn Homes<B>>,
+}
+
+pub(crate) struct GroupEntry {
+    pub(crate) label: Label,
+    pub(crate) slabs: Vec<Arc<Slab>>,
+}
+
+/// What a component did so far.
+#[derive(Clone, Debug, Default)]
+pub struct ModuleStats {
+    /// Nanoseconds of each pass, the last 10,000.
+    pub pass_ns: Vec<u64>,
+    /// Passes in all.
+    pub passes: u64,
+    /// Bytes copied to the device.
+    pub copied_bytes: u64,
+    /// Nanoseconds that compute stood still waiting for copies.
+    pub stall_ns: u64,
+}
+
+/// A component that can be put on a device, streamed through it, and taken off.
+pub struct Module<D: Device> {
+    description: Component,
+    pub(crate) rest: GroupEntry,
+    pub(crate) groups: Vec<GroupEntry>,
+    pub(crate) homes: Box<dyn Homes<D::Buffer>>,
+    pub(crate) device: Arc<D>,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) copied: AtomicU64,
+    pub(crate) stalled: AtomicU64,
+    placement: Mutex<Option<Placement<D>>>,
+    passes: Mutex<(u64, Vec<u64>)>,
+}
+
+const PASSES_KEPT: usize = 10_000;
+
+impl<D: Device> Module<D> {
+    /// A module that is nowhere yet.
+    pub fn new(spec: ModuleSpec<D::Buffer>, device: Arc<D>, timeline: Arc<Timeline>) -> Arc<Self> {
+        let sizes = |slabs: &[Slab]| Group {
+            slabs: slabs.iter().map(|s| SlabSize { dtype: s.dtype(), bytes: s.bytes() }).collect(),
+            host_bytes: slabs.iter().map(Slab::host_bytes).sum(),
+            compute_ns: None,
+        };
+        let stacks: Vec<Stack> = (spec.stacks.iter())
+            .map(|s| Stack { name: s.name.clone(), groups: s.groups.iter().map(|g| sizes(g)).collect() })
+            .collect();
+        let description = Component {
+            granularity: if stacks.is_empty() { Granularity::Whole } else { Granularity::Blocks },
+            phase: spec.phase,
+            passes: spec.passes,
+            ..Component::blocks(spec.name, sizes(&spec.rest).bytes(), stacks)
+        };
+        let component: Arc<str> = description.name.as_str().into();
+        let entry = |group: String, slabs: Vec<Slab>| GroupEntry {
+            label: Label { component: component.clone(), group: group.into() },
+            slabs: slabs.into_iter().map(Arc::new).collect(),
+        };
+        let groups = spec.stacks.into_iter().flat_map(|stack| {
+            let name = stack.name;
+            stack.groups.into_iter().enumerate().map(move |(i, slabs)| (format!("{name}.{i}"), slabs))
+        });
+        Arc::new(Self {
+            groups: groups.map(|(name, slabs)| entry(name, slabs)).collect(),
+            rest: entry("rest".to_owned(), spec.rest),
+            description,
+            homes: spec.homes,
+            device,
+            timeline,
+            copied: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            placement: Mutex::new(None),
+            passes: Mutex::default(),
+        })
+    }
+
+    /// The component's name.
+    pub fn name(&self) -> &str {
+        &self.description.name
+    }
+
+    /// What the planner is told about it.
+    pub const fn description(&self) -> &Component {
+        &self.description
+    }
+
+    /// What it did so far.
+    pub fn stats(&self) -> ModuleStats {
+        let (passes, pass_ns) = self.passes.lock().clone();
+        ModuleStats { pass_ns, passes, copied_bytes: self.copied.load(Relaxed), stall_ns: self.stalled.load(Relaxed) }
+    }
+
+    /// Whether it is on the device.
+    pub fn is_loaded(&self) -> bool {
+        self.placement.lock().is_some()
+    }
+
+    pub(crate) fn load(&self, plan: &ComponentPlan) -> Result<()> {
+        let mut placement = self.placement.lock();
+        if placement.is_none() {
+            *placement = Some(Placement::load(self, plan)?);
+        }
+        Ok(())
+    }
+
+    /// Takes everything off the device; reports the first thing that went wrong, after all was tried.
+    pub(crate) fn unload(&self) -> Result<()> {
+        self.placement.lock().take().map_or(Ok(()), |placement| placement.unload(self))
+    }
+
+    pub(crate) fn begin_pass(&self) {
+        if let Some(placement) = self.placement.lock().as_mut() {
+            placement.begin_pass(self);
+        }
+    }
+
+    /// `start_ns`: when the pass began; `complete`: it ran to its end, so its order can be learned.
+    pub(crate) fn end_pass(&self, start_ns: u64, complete: bool) -> Result<()> {
+        let whole = Label { component: self.rest.label.component.clone(), group: "".into() };
+        self.timeline.span(Kind::Pass, 0, &whole, start_ns, 0);
+        let mut passes = self.passes.lock();
+        passes.0 += 1;
+        if passes.1.len() < PASSES_KEPT {
+            let duration = self.timeline.now() - start_ns;
+            passes.1.push(duration);
+        }
+        self.placement.lock().as_mut().map_or(Ok(()), |placement| placement.end_pass(self, complete))
+    }
+
+    /// Puts a group on the device, waiting for its copy where it streams, and starts the next ones.
+    ///
+    /// # Errors
+    /// `Misuse` outside a run, or where the thread holds more leases than there are slots; `Source`
+    /// where the weights can't be read.
+    pub fn lease(self: &Arc<Self>, group: usize) -> Result<GroupLease<D>> {
+        let mut placement = self.placement.lock();
+        let placement = placement.as_mut().filter(|p| p.is_active()).ok_or_else(|| {
+            EngineError::Misuse(format!("the blocks of {} are used outside its run(..)", self.description.name))
+        })?;
+        placement.acquire(self, group)?;
+        Ok(GroupLease { module: self.clone(), group, start_ns: self.timeline.now() })
+    }
+
+    pub(crate) fn entry(&self, place: Place) -> &GroupEntry {
+        match place {
+            Place::Rest => &self.rest,
+            Place::Group(group) => &self.groups[group],
+        }
+    }
+
+    /// Starts copying a slab; counts it.
+    pub(crate) fn copy(&self, entry: &GroupEntry, slab: usize, into: D::Buffer, after: Option<D::Event>) -> D::Copy {
+        let slab = entry.slabs[slab].clone();
+        self.copied.fetch_add(slab.bytes(), Relaxed);
+        self.device.copy(entry.label.clone(), slab, into, after)
+    }
+
+    /// Orders compute after a copy; time spent waiting is a stall.
+    pub(crate) fn finish(&self, label: &Label, copy: D::Copy) -> Result<D::Buffer, CopyFailed<D::Buffer>> {
+        if self.device.is_done(&copy) {
+            return self.device.finish(copy);
+        }
+        let start = self.timeline.now();
+        let outcome = self.device.finish(copy);
+        self.stalled.fetch_add(self.timeline.now() - start, Relaxed);
+        self.timeline.span(Kind::Stall, 0, label, start, 0);
+        outcome
+    }
+}
+
+impl<D: Device> Drop for Module<D> {
+    fn drop(&mut self) {
+        // Memory goes back to the device's account even if nobody unregistered the module. An error
+        // has nobody left to hear it; the account then shows the bytes as still held.
+        let _ = self.unload();
+    }
+}
+
+/// Proof that a group is on the device and its copy has been waited for; while it lives the memory is
+/// not reused.
+pub struct GroupLease<D: Device> {
+    module: Arc<Module<D>>,
+    group: usize,
+    start_ns: u64,
+}
+
+impl<D: Device> Drop for GroupLease<D> {
+    fn drop(&mut self) {
+        let label = &self.module.groups[self.group].label;
+        self.module.timeline.span(Kind::Compute, 0, label, self.start_ns, 0);
+        if let Some(placement) = self.module.placement.lock().as_mut() {
+            placement.release(&self.module, self.group);
+        }
+    }
+}

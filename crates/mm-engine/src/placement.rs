@@ -1,0 +1,144 @@
+//! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
+
+use crate::{Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots};
+use mm_plan::ComponentPlan;
+
+/// A slab that lies in its home.
+type Placed = (Place, usize);
+
+pub(crate) struct Placement<D: Device> {
+    placed: Vec<Placed>,
+    resident: Vec<bool>,
+    slots: Slots<D>,
+    order: Order,
+    active: bool,
+    /// The first error of a call that could not return it; the next call reports it.
+    deferred: Option<EngineError>,
+}
+
+impl<D: Device> Placement<D> {
+    /// Allocates what the plan says, fills rest and residents, and starts the first streamed groups.
+    /// On an error everything allocated has been given back.
+    pub(crate) fn load(module: &Module<D>, plan: &ComponentPlan) -> Result<Self> {
+        let resident: Vec<bool> = plan.stacks.iter().flat_map(|s| s.resident.iter().copied()).collect();
+        if resident.len() != module.groups.len() {
+            let reason = format!("{}: {} groups, the plan has {}", plan.name, module.groups.len(), resident.len());
+            return Err(EngineError::PlanMismatch { reason });
+        }
+        let streamed: Vec<usize> = (0..resident.len()).filter(|g| !resident[*g]).collect();
+        let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
+        let mut placement =
+            Self { placed: Vec::new(), order: Order::new(streamed), resident, slots, active: false, deferred: None };
+        match placement.fill(module) {
+            Ok(()) => {
+                placement.prefetch(module);
+                Ok(placement)
+            }
+            Err(error) => {
+                // The first error is the one to report.
+                let _ = placement.unload(module);
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&mut self, module: &Module<D>) -> Result<()> {
+        let groups = (0..module.groups.len()).filter(|g| self.resident[*g]).map(Place::Group);
+        let places: Vec<Placed> = std::iter::once(Place::Rest)
+            .chain(groups)
+            .flat_map(|place| (0..module.entry(place).slabs.len()).map(move |slab| (place, slab)))
+            .collect();
+        let mut copies = Vec::with_capacity(places.len());
+        let mut outcome = Ok(());
+        for (place, slab) in places {
+            let entry = module.entry(place);
+            match module.device.allocate(entry.slabs[slab].dtype(), entry.slabs[slab].bytes()) {
+                Ok(buffer) => copies.push((place, slab, module.copy(entry, slab, buffer, None))),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
+                }
+            }
+        }
+        // Every copy is waited for, whatever failed: its memory must come back.
+        for (place, slab, copy) in copies {
+            match module.device.finish(copy) {
+                Ok(buffer) if outcome.is_ok() => match module.homes.put(place, slab, buffer) {
+                    Ok(()) => self.placed.push((place, slab)),
+                    Err((buffer, reason)) => {
+                        module.device.free(buffer);
+                        outcome = Err(EngineError::Internal(reason));
+                    }
+                },
+                Ok(buffer) => module.device.free(buffer),
+                Err(failed) => {
+                    if let Some(buffer) = failed.buffer {
+                        module.device.free(buffer);
+                    }
+                    outcome = outcome.and(Err(failed.error));
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Gives everything back; reports the first error after all was tried.
+    pub(crate) fn unload(mut self, module: &Module<D>) -> Result<()> {
+        let mut outcome = self.deferred.take().map_or(Ok(()), Err);
+        outcome = outcome.and(self.slots.free(module));
+        for (place, slab) in self.placed.drain(..) {
+            match module.homes.take(place, slab) {
+                Ok(buffer) => module.device.free(buffer),
+                Err(reason) => outcome = outcome.and(Err(EngineError::Internal(reason))),
+            }
+        }
+        outcome
+    }
+
+    pub(crate) const fn is_active(&self) -> bool {
+        self.active
+    }
+
+    pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
+        self.active = true;
+        self.prefetch(module);
+    }
+
+    pub(crate) fn end_pass(&mut self, module: &Module<D>, complete: bool) -> Result<()> {
+        self.active = false;
+        self.order.end_pass(complete);
+        self.prefetch(module);
+        self.deferred.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn acquire(&mut self, module: &Module<D>, group: usize) -> Result<()> {
+        if let Some(error) = self.deferred.take() {
+            return Err(error);
+        }
+        if self.resident[group] {
+            return Ok(());
+        }
+        self.order.visit(group);
+        self.slots.acquire(module, group, &self.order)?;
+        self.prefetch(module);
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, module: &Module<D>, group: usize) {
+        if self.resident[group] {
+            return;
+        }
+        if let Err(error) = self.slots.release(module, group) {
+            self.deferred.get_or_insert(error);
+        }
+        if self.active {
+            self.prefetch(module);
+        }
+    }
+
+    fn prefetch(&mut self, module: &Module<D>) {
+        if let Err(error) = self.slots.prefetch(module, &self.order) {
+            self.deferred.get_or_insert(error);
+        }
+    }
+}
