@@ -1,2 +1,37 @@
-//! xtask
-fn main() {}
+//! Short tasks: `cargo xtask ci` runs exactly what CI runs.
+#![forbid(unsafe_code)]
+
+mod boundaries;
+mod ci;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Short tasks of the workspace.
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that must pass: format, lints, boundaries, documentation, tests.
+    Ci,
+    /// Only the boundary checks of ARCHITECTURE.md.
+    Boundaries,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().task {
+        Task::Ci => ci::run(),
+        Task::Boundaries => boundaries::check(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

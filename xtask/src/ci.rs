@@ -1,0 +1,36 @@
+//! The steps of CI, in the order in which they fail fastest.
+
+use crate::boundaries;
+use anyhow::{Context, Result, ensure};
+use std::{process::Command, time::Instant};
+
+/// Runs every step; stops at the first that fails.
+pub(crate) fn run() -> Result<()> {
+    let started = Instant::now();
+    step("format", cargo(&["fmt", "--all", "--check"]))?;
+    println!("== boundaries");
+    boundaries::check()?;
+    step("lints", cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation", doc)?;
+    // Unit, integration and documentation tests, as the README says.
+    step("tests", cargo(&["test", "--locked", "--workspace"]))?;
+    println!("== all passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args);
+    command
+}
+
+fn step(name: &str, mut command: Command) -> Result<()> {
+    println!("== {name}: {command:?}");
+    let started = Instant::now();
+    let status = command.status().with_context(|| format!("{name}: can't start {command:?}"))?;
+    ensure!(status.success(), "{name} failed: {command:?}");
+    println!("== {name} passed in {} s", started.elapsed().as_secs());
+    Ok(())
+}
