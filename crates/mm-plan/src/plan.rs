@@ -135,11 +135,34 @@ pub enum Proof {
 pub struct Note {
     /// Stable code: `no_offload_rejected`.
     pub code: String,
+    /// The component it is about; `None`: the plan as a whole.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub component: Option<String>,
     /// Named figures behind the decision.
     #[cfg_attr(feature = "serde", serde(default))]
     pub numbers: alloc::collections::BTreeMap<String, u64>,
     /// A sentence for people.
     pub text: String,
+}
+
+impl Note {
+    /// A note about the plan as a whole.
+    pub fn new(code: &str, numbers: &[(&str, u64)], text: impl Into<String>) -> Self {
+        let numbers = numbers.iter().map(|(name, value)| (String::from(*name), *value)).collect();
+        Self { code: code.into(), component: None, numbers, text: text.into() }
+    }
+
+    /// The same note about one component.
+    #[must_use]
+    pub fn about(self, component: &str) -> Self {
+        Self { component: Some(component.into()), ..self }
+    }
+}
+
+impl core::fmt::Display for Note {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&self.text)
+    }
 }
 
 /// What was decided, for all components.
