@@ -1,1 +1,51 @@
-//! mm-diffusion
+//! Text-to-image pipelines on mm-candle: tokenizers, forwards on `Blocks`, schedulers.
+//!
+//! A checkpoint is a Diffusers folder; every size comes from its own configuration files.
+//!
+//! ```
+//! use mm_diffusion::{Folder, LoadOptions, Request, Unmanaged, ZImage};
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../checkpoints/shapes");
+//! let pipeline = ZImage::load(&Folder::open(folder)?, &LoadOptions::default(), &Unmanaged)?;
+//! let request = Request {
+//!     prompt: "a large red circle at the left on a white background".into(),
+//!     guidance: 3.0,
+//!     steps: 2,
+//!     width: 64,
+//!     height: 64,
+//!     ..Request::default()
+//! };
+//! let image = pipeline.generate(&request, |progress| println!("{progress:?}"))?;
+//! assert_eq!(image.rgb8()?.len(), 64 * 64 * 3);
+//! # Ok::<(), mm_diffusion::Error>(())
+//! ```
+//!
+//! Guarantees, each with the test file that checks it:
+//! 1. Every tensor on the way equals diffusers' (`tests/golden.rs`), within rounding.
+//! 2. A seed makes the same initial latents on every platform (`tests/generate.rs`).
+//! 3. A request that can't be fulfilled is refused before anything is computed (`tests/bad_requests.rs`).
+//! 4. A broken checkpoint is an error that names the file, and the key or tensor (`tests/bad_folders.rs`).
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod error;
+mod folder;
+mod latents;
+mod load;
+mod qwen3;
+mod request;
+mod scheduler;
+mod template;
+mod tokenizer;
+mod trace;
+mod z_image;
+
+pub use error::Error;
+pub use folder::Folder;
+pub use load::{LoadOptions, Loader, Passes, Unmanaged};
+pub use request::{Generated, Progress, Request};
+pub use scheduler::{Schedule, Scheduler};
+pub use tokenizer::Tokenizer;
+pub use trace::Trace;
+pub use z_image::ZImage;

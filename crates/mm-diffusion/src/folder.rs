@@ -1,0 +1,130 @@
+//! A Diffusers folder: which classes it holds, their configuration, and the files of their weights.
+
+use crate::Error;
+use serde::{Deserialize, de::DeserializeOwned};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Component as Part, Path, PathBuf},
+};
+
+/// An opened folder; only `model_index.json` has been read.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    root: PathBuf,
+    index: serde_json::Map<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Folder {
+    /// Opens a folder that `save_pretrained` wrote.
+    ///
+    /// # Errors
+    /// The folder or its `model_index.json` is missing or broken.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, Error> {
+        let root = root.into();
+        if !root.is_dir() {
+            return Err(Error::Missing { path: root, needed: "a folder with a model_index.json".into() });
+        }
+        let index = read_json(&root.join("model_index.json"))?;
+        Ok(Self { root, index })
+    }
+
+    /// The pipeline's class, `ZImagePipeline` for example.
+    ///
+    /// # Errors
+    /// `model_index.json` names none.
+    pub fn pipeline_class(&self) -> Result<&str, Error> {
+        match self.index.get("_class_name").and_then(|v| v.as_str()) {
+            Some(class) => Ok(class),
+            None => Err(Error::Config {
+                file: self.path("model_index.json"),
+                key: "_class_name".into(),
+                found: self.index.get("_class_name").map_or_else(|| "nothing".into(), ToString::to_string),
+                reason: "the name of a pipeline class belongs here".into(),
+            }),
+        }
+    }
+
+    /// Checks that a component is of one of these classes.
+    pub(crate) fn expect(&self, component: &str, supported: &[&str]) -> Result<(), Error> {
+        let entry = self.index.get(component);
+        let class = entry.and_then(|v| v.get(1)).and_then(|v| v.as_str());
+        match class {
+            Some(class) if supported.contains(&class) => Ok(()),
+            _ => Err(Error::Unsupported {
+                file: self.path("model_index.json"),
+                key: component.to_owned(),
+                found: class.map(str::to_owned).or(entry.map(ToString::to_string)).unwrap_or("nothing".into()),
+                supported: supported.join(", "),
+            }),
+        }
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// A configuration file. The path comes back too, for messages about its values.
+    pub(crate) fn config<T: DeserializeOwned>(&self, relative: &str) -> Result<(T, PathBuf), Error> {
+        let file = self.path(relative);
+        Ok((read_json(&file)?, file))
+    }
+
+    /// The files that hold a component's weights: those that its index names, or the single one.
+    pub(crate) fn weights(&self, component: &str, stem: &str) -> Result<Vec<PathBuf>, Error> {
+        let folder = self.path(component);
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if !index.is_file() {
+            let single = folder.join(format!("{stem}.safetensors"));
+            return match single.is_file() {
+                true => Ok(vec![single]),
+                false => Err(Error::Missing { path: single, needed: format!("the weights of {component}, or an index of shards") }),
+            };
+        }
+        let shards: BTreeSet<String> = read_json::<ShardIndex>(&index)?.weight_map.into_values().collect();
+        if shards.is_empty() {
+            return Err(Error::Config {
+                file: index,
+                key: "weight_map".into(),
+                found: "{}".into(),
+                reason: "names no shard".into(),
+            });
+        }
+        shards.into_iter().map(|shard| shard_path(&folder, &index, &shard)).collect()
+    }
+}
+
+/// A shard lies beside its index: a name that leads elsewhere is refused.
+fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf, Error> {
+    let mut parts = Path::new(shard).components();
+    if !matches!((parts.next(), parts.next()), (Some(Part::Normal(_)), None)) {
+        return Err(Error::Config {
+            file: index.to_owned(),
+            key: "weight_map".into(),
+            found: shard.to_owned(),
+            reason: "a shard is a file name without folders".into(),
+        });
+    }
+    let path = folder.join(shard);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(Error::Missing { path, needed: format!("a shard that {} names", index.display()) }),
+    }
+}
+
+/// A text file that must be there.
+pub(crate) fn read_text(file: &Path) -> Result<String, Error> {
+    fs::read_to_string(file).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Error::Missing { path: file.to_owned(), needed: "part of every checkpoint of this kind".into() },
+        _ => Error::Io { path: file.to_owned(), source },
+    })
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T, Error> {
+    serde_json::from_str(&read_text(file)?).map_err(|source| Error::Json { file: file.to_owned(), source })
+}

@@ -1,0 +1,10 @@
+//! Z-Image: a Qwen3 text encoder, a single-stream transformer, and `AutoencoderKL`.
+
+mod block;
+mod config;
+mod pipeline;
+mod rope;
+mod transformer;
+mod vae;
+
+pub use pipeline::ZImage;
