@@ -1,1 +1,38 @@
-//! mm-probe
+//! Tells what this machine has and what a checkpoint holds, reading no more than headers.
+//!
+//! ```
+//! # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../checkpoints/shapes");
+//! let checkpoint = mm_probe::inspect(path, Some(mm_plan::DType::Bf16))?;
+//! let transformer = checkpoint.components.iter().find(|c| c.name == "transformer").expect("a component");
+//! assert_eq!(transformer.class.as_deref(), Some("ZImageTransformer2DModel"));
+//! assert_eq!(transformer.component.stacks.len(), 3);
+//!
+//! let machine = mm_probe::probe().host_machine(Some(8 << 20));
+//! assert_eq!(machine.vram_free, Some(8 << 20));
+//! # Ok::<(), mm_probe::InspectError>(())
+//! ```
+//!
+//! Guarantees, each with the test file that checks it:
+//! 1. Only files that `model_index.json` or an index names are read, and of weights only the header; each figure is the
+//!    header's own (`tests/checkpoint.rs`).
+//! 2. No checkpoint makes it panic or take memory by what a file claims: each fault is an error that names the file
+//!    (`tests/hostile.rs`).
+//! 3. RAM is what a control group leaves, not what the host has (`src/cgroup_tests.rs`).
+//! 4. A machine without a GPU or a driver is described, not refused (`tests/machine.rs`).
+
+#![forbid(unsafe_code)]
+
+mod cgroup;
+mod checkpoint;
+mod document;
+mod error;
+mod gpu;
+mod header;
+mod layout;
+mod machine;
+mod stacks;
+
+pub use checkpoint::{Checkpoint, CheckpointComponent, inspect};
+pub use error::InspectError;
+pub use gpu::Gpu;
+pub use machine::{MachineReport, probe};
