@@ -1,4 +1,52 @@
-//! mm-plan (front door to be written)
+//! Decides which model weights stay on a device, which stream through slots, and where the host keeps them.
+//!
+//! A pure function: `no_std`, no dependencies (`serde` is optional), no I/O, no clock, integers only. Any scheduler can
+//! embed it.
+//!
+//! ```
+//! use mm_plan::{Component, Group, Machine, Policy, Stack, Strategy, plan};
+//!
+//! const GIB: u64 = 1 << 30;
+//! let machine = Machine { vram_free: Some(16 * GIB), ram_available: 64 * GIB, ..Machine::default() };
+//! let layers = Stack { name: "layers".into(), groups: vec![Group::of_bytes(GIB / 2); 40] };
+//! let transformer = Component::blocks("transformer", GIB, vec![layers]);
+//! let plan = plan(&machine, &[transformer, Component::whole("vae", GIB)], &Policy::default())?;
+//! assert_eq!(plan.strategy, Strategy::BlockPin);
+//! assert_eq!(plan.components[0].resident_count(), 16);
+//! assert!(plan.peak.device <= 16 * GIB);
+//! println!("{}", plan.notes[0]);
+//! # Ok::<(), mm_plan::Infeasible>(())
+//! ```
+//!
+//! # What is guaranteed
+//!
+//! The numbers are those of the project's laws. Laws 4 (monotone) and 5 (optimal) are rule `Cost`'s, which this version
+//! does not have: a plan made for it uses `Threshold` and says so.
+//!
+//! 1. **Fits**: engine bytes, reserve and the largest known activation are within the free VRAM in every phase, and
+//!    page-locked bytes within the host's limit (`tests/laws.rs`). What does not fit is an [`Infeasible`] that names
+//!    the smallest free VRAM that would do; one byte less does not.
+//! 2. **Complete**: each group is resident or has a slot that holds it (`tests/laws.rs`).
+//! 3. **Stable**: the same input, in any order, gives the same plan, byte for byte (`tests/laws.rs`).
+//! 6. **Parity**: `Threshold` decides as diffusers-mm 0.1.0, on its own answers and on every boundary one byte either
+//!    side (`tests/parity.rs`).
+//! 7. **Total**: any input gives a plan or an [`Infeasible`]; never a panic, an overflow or a loop (`tests/laws.rs`,
+//!    `tests/hostile.rs`).
+//! 8. **Explained**: each decision has a [`Note`] whose numbers re-derive it (`tests/laws.rs`).
+//!
+//! # How it decides
+//!
+//! - `Auto` is resolved once for all components; [`Policy::strategies`] sets single ones. It tunes `low_cpu_mem`
+//!   only where it resolves to group_offload or block_pin.
+//! - A no_offload component is on the device in every phase, any other while it is active. An alias has no bytes; while
+//!   it is active its holder is.
+//! - block_pin keeps (free − rest − working set − one block) / block groups of the stack with the most bytes, evenly
+//!   spaced, and all of the other stacks. What cannot be streamed counts as rest.
+//! - Streamed groups of a component take turns in two slots (one without [`Policy::use_stream`]), each as large as
+//!   the largest streamed slab of each dtype.
+//! - A phase that does not fit is demoted: residents first, from the component that holds most, then the second slots.
+//!   The strategy keeps its name. Where `Auto` chose no_offload and even that is not enough, it becomes model_offload.
+//!   A no_offload or model_offload that was asked for is never demoted.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
@@ -15,6 +63,8 @@ mod plan;
 mod planner;
 mod policy;
 mod spacing;
+#[cfg(feature = "serde")]
+mod spec;
 mod threshold;
 
 pub use component::{Activation, Basis, Component, DType, Granularity, Group, Slab, Stack};
@@ -23,6 +73,8 @@ pub use machine::{DeviceKind, Links, Machine};
 pub use plan::{ComponentPlan, HostTier, Note, Peak, PhasePlan, Plan, Predicted, PredictedComponent, Proof, StackPlan};
 pub use planner::plan;
 pub use policy::{Policy, Rule, Strategy};
+#[cfg(feature = "serde")]
+pub use spec::Spec;
 
 /// Groups that a plan takes at the most, all components together.
 pub const MAX_GROUPS: usize = 65_536;
