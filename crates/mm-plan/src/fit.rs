@@ -21,8 +21,8 @@ pub(crate) type Placements<'a> = BTreeMap<usize, Placement<'a>>;
 type Candidates<'a> = BTreeSet<(u128, Reverse<&'a str>, usize)>;
 
 /// Bytes of everything that stays on the device in all phases.
-pub(crate) fn pool(placements: &Placements<'_>, bytes: impl Fn(&Placement<'_>) -> u128) -> u128 {
-    placements.values().filter(|p| p.strategy == Strategy::NoOffload).map(bytes).sum()
+pub(crate) fn pool(placements: &Placements<'_>, bytes: impl Fn(usize) -> u128) -> u128 {
+    placements.iter().filter(|(_, p)| p.strategy == Strategy::NoOffload).map(|(i, _)| bytes(*i)).sum()
 }
 
 /// Bytes on the device in a phase, given the bytes of the pool.
@@ -30,10 +30,10 @@ pub(crate) fn engine_bytes(
     phase: &Phase,
     placements: &Placements<'_>,
     pool: u128,
-    bytes: impl Fn(&Placement<'_>) -> u128,
+    bytes: impl Fn(usize) -> u128,
 ) -> u128 {
-    let active = phase.holders.iter().map(|i| &placements[i]).filter(|p| p.strategy != Strategy::NoOffload);
-    pool + active.map(bytes).sum::<u128>()
+    let active = phase.holders.iter().filter(|i| placements[i].strategy != Strategy::NoOffload);
+    pool + active.map(|i| bytes(*i)).sum::<u128>()
 }
 
 /// Demotes until every phase fits. Without a device nothing bounds it.
@@ -59,19 +59,25 @@ pub(crate) fn fit(
     if least > free.into() {
         return Err(infeasible(machine, free, phase, least, input, placements));
     }
+    let mut kept = pool(placements, |i| placements[&i].footprint().total);
     for phase in &input.phases {
-        demote(phase, free, reserve, input, placements, notes);
+        let engine = engine_bytes(phase, placements, kept, |i| placements[&i].footprint().total);
+        let need = engine + u128::from(reserve) + u128::from(phase.activation);
+        if need > free.into() {
+            notes.push(over_budget(phase, input, engine, reserve, free));
+            demote(phase, need - u128::from(free), placements, notes);
+            kept = pool(placements, |i| placements[&i].footprint().total);
+        }
     }
     Ok(())
 }
 
 /// The phase that needs most even with everything demoted, and what it needs, reserves included.
 fn worst<'i>(reserve: u64, input: &'i Input<'_>, placements: &Placements<'_>) -> Option<(&'i Phase, u128)> {
-    let least: BTreeMap<&str, u128> = placements.values().map(|p| (p.component.name.as_str(), p.minimum())).collect();
-    let least = |placement: &Placement<'_>| least[placement.component.name.as_str()];
-    let pool = pool(placements, least);
+    let least: BTreeMap<usize, u128> = placements.iter().map(|(i, p)| (*i, p.minimum())).collect();
+    let pool = pool(placements, |i| least[&i]);
     let needs = input.phases.iter().map(|phase| {
-        let bytes = engine_bytes(phase, placements, pool, least);
+        let bytes = engine_bytes(phase, placements, pool, |i| least[&i]);
         (phase, bytes + u128::from(reserve) + u128::from(phase.activation))
     });
     // Of equals the first: max_by_key would take the last.
@@ -112,33 +118,12 @@ fn infeasible(
     }
 }
 
-/// Demotes until this phase fits; `worst` has shown that it can.
-fn demote(
-    phase: &Phase,
-    free: u64,
-    reserve: u64,
-    input: &Input<'_>,
-    placements: &mut Placements<'_>,
-    notes: &mut Vec<Note>,
-) {
-    let kept = pool(placements, |p| p.footprint().total);
-    let engine = engine_bytes(phase, placements, kept, |p| p.footprint().total);
-    let need = engine + u128::from(reserve) + u128::from(phase.activation);
-    if need <= free.into() {
-        return;
-    }
-    notes.push(over_budget(phase, input, engine, reserve, free));
-    let on_device: BTreeSet<usize> = placements
-        .iter()
-        .filter(|(i, p)| p.strategy == Strategy::NoOffload || phase.holders.contains(i))
-        .filter(|(_, p)| !p.firm)
-        .map(|(i, _)| *i)
-        .collect();
+/// Frees `over` bytes in this phase; `worst` has shown that it can be done.
+fn demote(phase: &Phase, mut over: u128, placements: &mut Placements<'_>, notes: &mut Vec<Note>) {
+    let kept = placements.iter().filter(|(_, p)| p.strategy == Strategy::NoOffload).map(|(i, _)| i);
+    let on_device: BTreeSet<usize> = kept.chain(&phase.holders).copied().filter(|i| !placements[i].firm).collect();
     let before: Vec<(usize, Placement<'_>)> = on_device.iter().map(|i| (*i, placements[i].clone())).collect();
-    let mut over = need - u128::from(free);
-    let key =
-        |i: usize, p: &Placement<'_>| (p.footprint().resident, Reverse(input.entries[i].component.name.as_str()), i);
-    let mut residents: Candidates<'_> = on_device.iter().map(|i| key(*i, &placements[i])).collect();
+    let mut residents: Candidates<'_> = before.iter().map(|(i, p)| candidate(*i, p)).collect();
     // Slots are only taken once no residents are left to take.
     let mut slots = Candidates::new();
     while over > 0 {
@@ -153,16 +138,20 @@ fn demote(
             }
         } else if !placement.lower() {
             if placement.slot_cap > 1 {
-                slots.insert(key(index, placement));
+                slots.insert(candidate(index, placement));
             }
             continue;
         }
         over = over.saturating_sub(total - placement.footprint().total);
-        residents.insert(key(index, placement));
+        residents.insert(candidate(index, placement));
     }
     for (index, before) in before {
         notes.extend(demoted(&before, &placements[&index]));
     }
+}
+
+fn candidate<'a>(index: usize, placement: &Placement<'a>) -> (u128, Reverse<&'a str>, usize) {
+    (placement.footprint().resident, Reverse(placement.component.name.as_str()), index)
 }
 
 fn over_budget(phase: &Phase, input: &Input<'_>, engine: u128, reserve: u64, free: u64) -> Note {

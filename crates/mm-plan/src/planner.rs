@@ -194,7 +194,7 @@ fn phase_plans(
     placements: &Placements<'_>,
     notes: &mut Vec<Note>,
 ) -> Vec<PhasePlan> {
-    let total = |placement: &Placement<'_>| placement.footprint().total;
+    let total = |index: usize| placements[&index].footprint().total;
     let pool = fit::pool(placements, total);
     let mut tightest: Option<(u128, [(&str, u64); 4])> = None;
     let phases = input.phases.iter().map(|phase| {

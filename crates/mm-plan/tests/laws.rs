@@ -1,0 +1,125 @@
+//! The planner's laws, on generated inputs. Laws 4 and 5 belong to rule `Cost`, law 6 is in `parity.rs`.
+
+#[path = "laws/generate.rs"]
+mod generate;
+#[path = "laws/replay.rs"]
+mod replay;
+
+use generate::{Case, any_case, hostile_case};
+use mm_plan::{Infeasible, Machine, Plan, Strategy, plan};
+use proptest::{
+    prelude::*,
+    strategy::{Strategy as _, ValueTree},
+    test_runner::TestRunner,
+};
+
+const CASES: u32 = 400;
+
+fn run(case: &Case) -> Result<Plan, Infeasible> {
+    plan(&case.machine, &case.components, &case.policy)
+}
+
+fn with_free(case: &Case, free: u64) -> Case {
+    Case { machine: Machine { vram_free: Some(free), ..case.machine.clone() }, ..case.clone() }
+}
+
+#[test]
+fn the_generator_makes_loose_tight_and_impossible_inputs() {
+    let mut runner = TestRunner::deterministic();
+    let (mut loose, mut tight, mut impossible) = (0, 0, 0);
+    for _ in 0..600 {
+        let case = any_case().new_tree(&mut runner).unwrap().current();
+        match run(&case) {
+            Ok(plan) if plan.notes.iter().any(|n| n.code == "phase_over_budget") => tight += 1,
+            Ok(plan) if plan.budget.is_some() && plan.peak.device > 0 => loose += 1,
+            Ok(_) => {}
+            Err(Infeasible::BadInput { text }) => panic!("{text}"),
+            Err(_) => impossible += 1,
+        }
+    }
+    assert!(loose >= 60 && tight >= 60 && impossible >= 60, "{loose} {tight} {impossible}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    #[test]
+    fn law_1_fits(case in any_case()) {
+        if let Ok(plan) = run(&case) {
+            replay::fits(&case, &plan);
+        }
+    }
+
+    #[test]
+    fn law_1_the_smallest_budget_works_and_one_byte_less_does_not(case in any_case()) {
+        let (Err(Infeasible::NeverFits { smallest, need, have, .. }) | Err(Infeasible::NotNow { smallest, need, have, .. })) =
+            run(&case)
+        else {
+            return Ok(());
+        };
+        prop_assert_eq!(need, smallest);
+        let total = case.machine.vram_total.or(case.machine.vram_free).unwrap();
+        prop_assert_eq!(matches!(run(&case), Err(Infeasible::NotNow { .. })), smallest <= total);
+        prop_assert!(have == total.max(case.machine.vram_free.unwrap()) || Some(have) == case.machine.vram_free);
+        let enough = with_free(&case, smallest);
+        let plan = run(&enough).unwrap();
+        replay::fits(&enough, &plan);
+        prop_assert!(run(&with_free(&case, smallest - 1)).is_err());
+    }
+
+    #[test]
+    fn law_1_what_was_asked_for_by_name_stays_whole(case in any_case()) {
+        if let Ok(plan) = run(&case) {
+            for planned in plan.components.iter().filter(|c| c.same_as.is_none()) {
+                let asked = *case.policy.strategies.get(&planned.name).unwrap_or(&case.policy.strategy);
+                if asked != Strategy::Auto {
+                    prop_assert_eq!(planned.strategy, asked);
+                }
+                if matches!(asked, Strategy::NoOffload | Strategy::ModelOffload) {
+                    prop_assert_eq!(planned.streamed_count(), 0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn law_2_complete(case in any_case()) {
+        if let Ok(plan) = run(&case) {
+            replay::complete(&case, &plan);
+        }
+    }
+
+    #[test]
+    fn law_3_stable(case in any_case(), seed in any::<u64>()) {
+        let mut shuffled = case.clone();
+        let mut state = seed;
+        for last in (1..shuffled.components.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            shuffled.components.swap(last, (state >> 33) as usize % (last + 1));
+        }
+        let (one, other) = (run(&case), run(&shuffled));
+        prop_assert_eq!(format!("{one:?}"), format!("{other:?}"));
+        #[cfg(feature = "serde")]
+        if let (Ok(one), Ok(other)) = (one, other) {
+            prop_assert_eq!(serde_json::to_vec(&one).unwrap(), serde_json::to_vec(&other).unwrap());
+        }
+    }
+
+    #[test]
+    fn law_7_total(case in hostile_case()) {
+        match run(&case) {
+            Ok(plan) => {
+                prop_assert_eq!(plan.components.len(), case.components.len());
+                prop_assert!(plan.budget.is_none_or(|free| plan.peak.device <= free));
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+
+    #[test]
+    fn law_8_explained(case in any_case()) {
+        if let Ok(plan) = run(&case) {
+            replay::explained(&case, &plan);
+        }
+    }
+}
