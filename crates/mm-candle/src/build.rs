@@ -71,7 +71,8 @@ pub(crate) fn build<M>(
         let restore = Restore(outer);
         let made = make(VarBuilder::from_backend(backend, dtype, Device::Cpu));
         drop(restore);
-        match (made, build.state.lock().shared.take()) {
+        let newly_shared = build.state.lock().shared.take();
+        match (made, newly_shared) {
             (_, Some(tensor)) if shared.insert(tensor.clone()) => {}
             (Ok(model), _) => return Ok((model, build.spec(name)?, build.link.clone())),
             (Err(error), _) => return Err(error),

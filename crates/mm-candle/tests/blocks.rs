@@ -41,7 +41,7 @@ fn every_strategy_and_budget_gives_the_unmanaged_bits() {
                 assert_eq!(manager.memory().in_use, 0);
             }
         }
-        assert!(tried > 60, "most budgets are feasible: {tried}");
+        assert!(tried >= 50, "most budgets are feasible: {tried}");
     }
 }
 
