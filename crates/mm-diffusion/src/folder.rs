@@ -83,7 +83,10 @@ impl Folder {
             let single = folder.join(format!("{stem}.safetensors"));
             return match single.is_file() {
                 true => Ok(vec![single]),
-                false => Err(Error::Missing { path: single, needed: format!("the weights of {component}, or an index of shards") }),
+                false => Err(Error::Missing {
+                    path: single,
+                    needed: format!("the weights of {component}, or an index of shards"),
+                }),
             };
         }
         let shards: BTreeSet<String> = read_json::<ShardIndex>(&index)?.weight_map.into_values().collect();
@@ -120,7 +123,9 @@ fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf, Error
 /// A text file that must be there.
 pub(crate) fn read_text(file: &Path) -> Result<String, Error> {
     fs::read_to_string(file).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => Error::Missing { path: file.to_owned(), needed: "part of every checkpoint of this kind".into() },
+        io::ErrorKind::NotFound => {
+            Error::Missing { path: file.to_owned(), needed: "part of every checkpoint of this kind".into() }
+        }
         _ => Error::Io { path: file.to_owned(), source },
     })
 }

@@ -34,7 +34,7 @@ impl Loader for Unmanaged {
 /// How a pipeline is loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// Compute dtype of every component: `F32`, `BF16` or `F16`.
+    /// Compute dtype: `F32`, `BF16` or `F16`. A VAE is computed in f32 always.
     pub dtype: DType,
     /// What requests will look like; planning weighs the components by it.
     pub passes: Passes,

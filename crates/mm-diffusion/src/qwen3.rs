@@ -55,7 +55,12 @@ impl Config {
         let reason = format!("expected a divisor of num_attention_heads, {heads}");
         check.holds(heads.is_multiple_of(kv_heads), "num_key_value_heads", kv_heads, reason)?;
         check.size("head_dim", config.head_dim())?;
-        check.holds(config.head_dim().is_multiple_of(2), "head_dim", config.head_dim(), "expected an even number".into())?;
+        check.holds(
+            config.head_dim().is_multiple_of(2),
+            "head_dim",
+            config.head_dim(),
+            "expected an even number".into(),
+        )?;
         check.positive("rms_norm_eps", config.rms_norm_eps)?;
         check.positive("rope_theta", config.rope_theta())?;
         check.supported(config.hidden_act == "silu", "hidden_act", &config.hidden_act, "silu")?;

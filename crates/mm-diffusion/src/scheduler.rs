@@ -144,15 +144,15 @@ impl Scheduler {
     }
 }
 
-/// Evenly spaced, filled from both ends as torch does, so that the last value is exactly `end`.
+/// Evenly spaced, filled from both ends and rounded once, as torch does: the last value is exactly `end`.
 fn linspace(start: f32, end: f32, count: u32) -> Vec<f32> {
     if count == 1 {
         return vec![start];
     }
     let step = (end - start) / (count - 1) as f32;
     let value = |i| match i < count / 2 {
-        true => start + step * i as f32,
-        false => end - step * (count - 1 - i) as f32,
+        true => step.mul_add(i as f32, start),
+        false => step.mul_add(-((count - 1 - i) as f32), end),
     };
     (0..count).map(value).collect()
 }

@@ -117,10 +117,7 @@ mod tests {
     #[test]
     fn python_helpers_work() {
         assert_eq!(render("{{ messages[0]['content'].strip().upper() }}{{ eos_token }}", " a ").unwrap(), "A<end>");
-        assert_eq!(
-            render("{{ messages | tojson }}", "ä<b>").unwrap(),
-            r#"[{"role": "user", "content": "ä<b>"}]"#
-        );
+        assert_eq!(render("{{ messages | tojson }}", "ä<b>").unwrap(), r#"[{"role": "user", "content": "ä<b>"}]"#);
         assert_eq!(render("a\n  {% if true %}\nb\n  {% endif %}\n", "").unwrap(), "a\nb\n");
     }
 

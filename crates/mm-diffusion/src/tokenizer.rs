@@ -49,14 +49,18 @@ impl Tokenizer {
         let truncation = TruncationParams { max_length: MAX_TOKENS, ..Default::default() };
         tokenizer.with_truncation(Some(truncation)).map_err(|e| invalid(e.to_string()))?;
 
-        let (config, config_file) = folder.config::<BTreeMap<String, serde_json::Value>>("tokenizer/tokenizer_config.json")?;
+        let (config, config_file) =
+            folder.config::<BTreeMap<String, serde_json::Value>>("tokenizer/tokenizer_config.json")?;
         let jinja = folder.path("tokenizer/chat_template.jinja");
         let (source, template_file) = match jinja.is_file() {
             true => (read_text(&jinja)?, jinja),
-            false => (stored_template(&config).ok_or_else(|| Error::Missing {
-                path: jinja,
-                needed: format!("the chat template, which {} doesn't hold either", config_file.display()),
-            })?, config_file),
+            false => (
+                stored_template(&config).ok_or_else(|| Error::Missing {
+                    path: jinja,
+                    needed: format!("the chat template, which {} doesn't hold either", config_file.display()),
+                })?,
+                config_file,
+            ),
         };
         let template = Template::new(source, special_tokens(&config)).map_err(|e| refused(&template_file, &e))?;
         Ok(Self { file, tokenizer, template_file, template })

@@ -60,7 +60,7 @@ fn purple_triangle() {
 #[test]
 fn half_precision_draws_the_same_image() {
     let golden = golden(0);
-    for (dtype, least, most) in [(DType::BF16, 1e-4, 0.1), (DType::F16, 1e-5, 0.02)] {
+    for (dtype, least, most) in [(DType::BF16, 1e-4, 0.02), (DType::F16, 1e-5, 0.002)] {
         let generated = load(shapes(), dtype).unwrap().generate(&golden.request, |_| ()).unwrap();
         let error = relative_error(&generated.image, &golden.tensors["image"]);
         println!("{dtype:?} image: {error:.1e}");

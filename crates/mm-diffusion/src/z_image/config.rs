@@ -34,9 +34,19 @@ impl Config {
         let (config, file) = folder.config::<Self>("transformer/config.json")?;
         let check = Check(&file);
         let siglip = config.siglip_feat_dim;
-        check.supported(siglip.is_none(), "siglip_feat_dim", siglip, "null: editing by reference images is not written")?;
+        check.supported(
+            siglip.is_none(),
+            "siglip_feat_dim",
+            siglip,
+            "null: editing by reference images is not written",
+        )?;
         let patches: Vec<_> = config.all_patch_size.iter().zip(&config.all_f_patch_size).collect();
-        check.supported(patches.contains(&(&PATCH, &1)), "all_patch_size", &config.all_patch_size, "2, with all_f_patch_size 1")?;
+        check.supported(
+            patches.contains(&(&PATCH, &1)),
+            "all_patch_size",
+            &config.all_patch_size,
+            "2, with all_f_patch_size 1",
+        )?;
         for (key, value) in [
             ("in_channels", config.in_channels),
             ("dim", config.dim),

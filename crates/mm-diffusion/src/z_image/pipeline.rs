@@ -6,8 +6,8 @@ use super::{
     vae,
 };
 use crate::{
-    Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler, Tokenizer, check::Check, latents::noise,
-    qwen3, trace::Trace,
+    Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler, Tokenizer, check::Check,
+    latents::noise, qwen3, trace::Trace,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -19,6 +19,9 @@ const TEXT_ENCODER: &str = "text_encoder";
 const TRANSFORMER: &str = "transformer";
 const VAE: &str = "vae";
 
+/// The decoder's compute dtype: half precision overflows in it, and candle has no bf16 convolution on the CPU.
+const VAE_DTYPE: DType = DType::F32;
+
 /// A loaded Z-Image checkpoint.
 pub struct ZImage {
     tokenizer: Tokenizer,
@@ -29,7 +32,6 @@ pub struct ZImage {
     config: Config,
     vae: Component<Decoder>,
     vae_config: vae::Config,
-    dtype: DType,
     tokenizer_file: PathBuf,
 }
 
@@ -49,6 +51,9 @@ impl ZImage {
         folder.expect(TRANSFORMER, &["ZImageTransformer2DModel"])?;
         folder.expect(VAE, &["AutoencoderKL"])?;
 
+        if !matches!(options.dtype, DType::F32 | DType::BF16 | DType::F16) {
+            return Err(Error::request("dtype", options.dtype.as_str(), "expected f32, bf16 or f16"));
+        }
         let scheduler = Scheduler::open(folder)?;
         let tokenizer = Tokenizer::open(folder)?;
         let text_config = qwen3::Config::open(folder)?;
@@ -60,15 +65,16 @@ impl ZImage {
         let reason = format!("expected the VAE's latent_channels, {channels}");
         check.holds(config.in_channels == channels, "in_channels", config.in_channels, reason)?;
 
-        let load = Load { folder, options, loader };
-        let passes = options.passes;
+        let load = Load { folder, loader };
+        let (dtype, passes) = (options.dtype, options.passes);
         Ok(Self {
-            text_encoder: load
-                .component(TEXT_ENCODER, "model", 0, passes.encode, |vb| qwen3::Encoder::new(&text_config, vb))?,
-            transformer: load.component(TRANSFORMER, "diffusion_pytorch_model", 1, passes.denoise, |vb| {
+            text_encoder: load.component(TEXT_ENCODER, "model", dtype, 0, passes.encode, |vb| {
+                qwen3::Encoder::new(&text_config, vb)
+            })?,
+            transformer: load.component(TRANSFORMER, "diffusion_pytorch_model", dtype, 1, passes.denoise, |vb| {
                 Transformer::new(&config, vb)
             })?,
-            vae: load.component(VAE, "diffusion_pytorch_model", 2, passes.decode, |vb| {
+            vae: load.component(VAE, "diffusion_pytorch_model", VAE_DTYPE, 2, passes.decode, |vb| {
                 Decoder::new(&vae_config.decoder(), vb.pp("decoder"))
             })?,
             tokenizer,
@@ -76,7 +82,6 @@ impl ZImage {
             text_config,
             config,
             vae_config,
-            dtype: options.dtype,
             tokenizer_file: folder.path("tokenizer/tokenizer.json"),
         })
     }
@@ -107,7 +112,10 @@ impl ZImage {
         let mut trace = request.trace.then(|| start_trace(request));
         if let Some(trace) = &mut trace {
             let count = ids.len();
-            trace.add("input_ids", Tensor::from_vec(ids.iter().map(|&id| i64::from(id)).collect(), count, &Device::Cpu)?);
+            trace.add(
+                "input_ids",
+                Tensor::from_vec(ids.iter().map(|&id| i64::from(id)).collect(), count, &Device::Cpu)?,
+            );
             for (name, embeds) in ["prompt_embeds", "negative_prompt_embeds"].into_iter().zip(&embeds) {
                 trace.add(name, embeds.to_dtype(DType::F32)?);
             }
@@ -129,7 +137,7 @@ impl ZImage {
             observe(Progress { component: TRANSFORMER, pass, passes: request.steps });
         }
 
-        let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents, self.dtype);
+        let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents);
         let image = self.vae.run(decode).map_err(in_component(VAE))?;
         observe(Progress { component: VAE, pass: 1, passes: 1 });
         if let Some(trace) = &mut trace {
@@ -216,7 +224,6 @@ impl Size {
 /// What loading the components has in common.
 struct Load<'a, L> {
     folder: &'a Folder,
-    options: &'a LoadOptions,
     loader: &'a L,
 }
 
@@ -225,12 +232,13 @@ impl<L: Loader> Load<'_, L> {
         &self,
         name: &'static str,
         stem: &str,
+        dtype: DType,
         phase: u32,
         passes: u32,
         build: impl Fn(VarBuilder<'_>) -> candle_core::Result<M>,
     ) -> Result<Component<M>, Error> {
         let files = self.folder.weights(name, stem)?;
-        let spec = LoadSpec { name: name.to_owned(), files, dtype: self.options.dtype, phase: Some(phase), passes };
+        let spec = LoadSpec { name: name.to_owned(), files, dtype, phase: Some(phase), passes };
         self.loader.load(&spec, build).map_err(in_component(name))
     }
 }

@@ -162,9 +162,8 @@ impl Layout {
             return Ok(None);
         }
         let tokens = before + self.longest;
-        let hidden = |&length: &usize| {
-            (0..tokens).map(move |i| if i < before + length { 0.0 } else { f32::NEG_INFINITY })
-        };
+        let hidden =
+            |&length: &usize| (0..tokens).map(move |i| if i < before + length { 0.0 } else { f32::NEG_INFINITY });
         let values: Vec<f32> = self.lengths.iter().flat_map(hidden).collect();
         Tensor::from_vec(values, (self.lengths.len(), 1, 1, tokens), &Device::Cpu).map(Some)
     }

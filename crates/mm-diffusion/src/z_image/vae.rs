@@ -1,7 +1,7 @@
 //! The decoder of `AutoencoderKL`, candle's own, and what surrounds it.
 
 use crate::{Error, check::Check, folder::Folder};
-use candle_core::{DType, Module, Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use candle_transformers::models::z_image::vae::{Decoder, VaeConfig};
 use serde::Deserialize;
 
@@ -49,14 +49,24 @@ impl Config {
         check.size("norm_num_groups", config.norm_num_groups)?;
         let (channels, groups) = (&config.block_out_channels, config.norm_num_groups);
         // Each block but one doubles the side: more than eight would be no image.
-        check.holds((1..=8).contains(&channels.len()), "block_out_channels", channels, "expected 1 to 8 numbers".into())?;
+        check.holds(
+            (1..=8).contains(&channels.len()),
+            "block_out_channels",
+            channels,
+            "expected 1 to 8 numbers".into(),
+        )?;
         for &width in channels {
             check.size("block_out_channels", width)?;
             let reason = format!("expected multiples of norm_num_groups, {groups}");
             check.holds(width.is_multiple_of(groups), "block_out_channels", channels, reason)?;
         }
         check.positive("scaling_factor", config.scaling_factor)?;
-        check.holds(config.shift_factor.is_finite(), "shift_factor", config.shift_factor, "expected a number".into())?;
+        check.holds(
+            config.shift_factor.is_finite(),
+            "shift_factor",
+            config.shift_factor,
+            "expected a number".into(),
+        )?;
         Ok(config)
     }
 
@@ -80,9 +90,9 @@ impl Config {
     }
 
     /// Latents `[1, channels, height, width]` in f32 to an image `[height, width, 3]` in f32, 0 to 1.
-    pub(crate) fn decode(&self, decoder: &Decoder, latents: &Tensor, dtype: DType) -> Result<Tensor> {
-        let latents = ((latents.to_dtype(dtype)? / self.scaling_factor)? + self.shift_factor)?;
-        let image = decoder.forward(&latents)?.squeeze(0)?.permute((1, 2, 0))?.to_dtype(DType::F32)?;
+    pub(crate) fn decode(&self, decoder: &Decoder, latents: &Tensor) -> Result<Tensor> {
+        let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
+        let image = decoder.forward(&latents)?.squeeze(0)?.permute((1, 2, 0))?;
         ((image / 2.0)? + 0.5)?.clamp(0f32, 1f32)?.contiguous()
     }
 }

@@ -5,21 +5,21 @@ use candle_core::{DType, Device, Tensor};
 use mm_diffusion::{Error, Folder, LoadOptions, Request, Unmanaged, ZImage};
 use std::{collections::HashMap, path::PathBuf};
 
-pub fn shapes() -> PathBuf {
+pub(crate) fn shapes() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../checkpoints/shapes")
 }
 
-pub fn load(root: impl Into<PathBuf>, dtype: DType) -> Result<ZImage, Error> {
+pub(crate) fn load(root: impl Into<PathBuf>, dtype: DType) -> Result<ZImage, Error> {
     ZImage::load(&Folder::open(root)?, &LoadOptions { dtype, ..Default::default() }, &Unmanaged)
 }
 
-pub struct Golden {
-    pub tensors: HashMap<String, Tensor>,
-    pub request: Request,
+pub(crate) struct Golden {
+    pub(crate) tensors: HashMap<String, Tensor>,
+    pub(crate) request: Request,
 }
 
 /// What diffusers computed, and what it was asked for.
-pub fn golden(case: usize) -> Golden {
+pub(crate) fn golden(case: usize) -> Golden {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{case}.safetensors"));
     let bytes = std::fs::read(&file).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -39,7 +39,7 @@ pub fn golden(case: usize) -> Golden {
 }
 
 /// norm(a - b) / norm(b), in f64.
-pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+pub(crate) fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let (a, b) = (values(a), values(b));
