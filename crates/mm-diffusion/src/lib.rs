@@ -33,6 +33,7 @@ mod error;
 mod folder;
 mod latents;
 mod load;
+mod managed;
 mod qwen3;
 mod request;
 mod scheduler;
