@@ -128,11 +128,14 @@ fn a_part_of_the_checkpoint_can_be_named_in_four_ways() {
     );
 }
 
-fn tensor(dtype: safetensors::Dtype, elements: usize) -> (safetensors::Dtype, Vec<usize>, Vec<u8>) {
+/// Element type, shape, bytes.
+type Tensor = (safetensors::Dtype, Vec<usize>, Vec<u8>);
+
+fn tensor(dtype: safetensors::Dtype, elements: usize) -> Tensor {
     (dtype, vec![elements], vec![0; elements * dtype.bitsize() / 8])
 }
 
-fn write(path: &Path, tensors: &[(&str, (safetensors::Dtype, Vec<usize>, Vec<u8>))]) {
+fn write(path: &Path, tensors: &[(&str, Tensor)]) {
     fs::create_dir_all(path.parent().expect("a parent")).expect("creates");
     let views = tensors
         .iter()
