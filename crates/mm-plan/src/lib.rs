@@ -24,7 +24,7 @@
 //! does not have: a plan made for it uses `Threshold` and says so.
 //!
 //! 1. **Fits**: engine bytes, reserve and the largest known activation are within the free VRAM in every phase, and
-//!    page-locked bytes within the host's limit (`tests/laws.rs`). What does not fit is an [`Infeasible`] that names
+//!    page-locked bytes within the host's limit (`tests/laws.rs`, `tests/demotion.rs`). What does not fit is an [`Infeasible`] that names
 //!    the smallest free VRAM that would do; one byte less does not.
 //! 2. **Complete**: each group is resident or has a slot that holds it (`tests/laws.rs`).
 //! 3. **Stable**: the same input, in any order, gives the same plan, byte for byte (`tests/laws.rs`).
