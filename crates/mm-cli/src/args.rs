@@ -1,0 +1,302 @@
+//! The command line.
+
+use crate::size;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mm_plan::{DType, Rule, Strategy};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+const FOOTER: &str = "\
+Sizes are 12GiB, 12GB, 800MiB or plain bytes. With --json, standard output is one JSON document.
+Exit codes: 0 done, 2 bad usage, 3 no feasible plan, 4 bad checkpoint or spec, 5 device error.";
+
+/// Runs models whose weights do not fit the device.
+#[derive(Debug, Parser)]
+#[command(name = "mm", version, after_help = FOOTER)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what this machine has
+    Probe(ProbeArgs),
+    /// Show what a checkpoint holds; only headers are read
+    Inspect(InspectArgs),
+    /// Decide which weights stay on the device and which stream, and say why
+    Plan(Box<PlanArgs>),
+    /// Generate an image within a memory budget
+    Run(Box<RunArgs>),
+    /// Sum up a recorded timeline
+    Trace(TraceArgs),
+    /// Print the content ids of files, as the cache computes them
+    Hash(HashArgs),
+}
+
+impl Command {
+    pub(crate) const fn json(&self) -> bool {
+        match self {
+            Self::Probe(args) => args.json,
+            Self::Inspect(args) => args.json,
+            Self::Plan(args) => args.json,
+            Self::Run(args) => args.json,
+            Self::Trace(args) => args.json,
+            Self::Hash(args) => args.json,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Diffusers folder, model folder, .safetensors file or *.safetensors.index.json
+    pub(crate) path: PathBuf,
+    /// Count weights as cast to this type instead of as stored
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<ComputeType>,
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Checkpoint to take the components from
+    #[arg(required_unless_present = "spec")]
+    pub(crate) path: Option<PathBuf>,
+    /// Plan this JSON spec instead, `-` for standard input; several, one a line, are answered one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "path")]
+    pub(crate) spec: Option<PathBuf>,
+    /// Plan for a device with this much memory, all of it free
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) vram: Option<u64>,
+    /// Plan for a host with this much memory, all of it available
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) ram: Option<u64>,
+    /// Strategy of all components
+    #[arg(long, value_enum)]
+    pub(crate) strategy: Option<StrategyName>,
+    /// Rule by which `auto` decides
+    #[arg(long, value_enum)]
+    pub(crate) rule: Option<RuleName>,
+    /// Blocks of a component that stay resident under block_pin; may be repeated
+    #[arg(long, value_name = "NAME=N")]
+    pub(crate) resident: Vec<Count>,
+    /// Passes of a component per request; may be repeated
+    #[arg(long, value_name = "NAME=N")]
+    pub(crate) passes: Vec<Count>,
+    /// Count weights as cast to this type instead of as stored
+    #[arg(long, value_enum, conflicts_with = "spec")]
+    pub(crate) dtype: Option<ComputeType>,
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Diffusers folder of the pipeline
+    pub(crate) path: PathBuf,
+    /// What to draw
+    #[arg(long)]
+    pub(crate) prompt: String,
+    /// Image file to write, .png
+    #[arg(short, long, value_name = "FILE", default_value = "out.png")]
+    pub(crate) output: PathBuf,
+    /// What to lead away from
+    #[arg(long, default_value = "")]
+    pub(crate) negative: String,
+    /// How strongly to follow the prompt; 0 makes no negative pass
+    #[arg(long, value_name = "X", default_value_t = 3.0)]
+    pub(crate) guidance: f64,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) steps: u32,
+    /// Seed of the initial latents; the same image on every platform
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Pixels; the size the VAE was made for unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) width: Option<u32>,
+    /// Pixels; the size the VAE was made for unless given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) height: Option<u32>,
+    /// Start from the tensor `initial_latents` of this .safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) latents: Option<PathBuf>,
+    /// Write the tensors on the way, every step's latents among them, to this .safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// Device to compute on: cpu, cuda or cuda:N
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: DeviceName,
+    /// Type to compute in: f32 on the CPU and bf16 on CUDA unless given
+    #[arg(long, value_enum)]
+    pub(crate) dtype: Option<ComputeType>,
+    /// Budget for weights on the device; on the CPU the available RAM unless given
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) vram: Option<u64>,
+    /// Plan for a host with this much memory available
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) ram: Option<u64>,
+    /// Strategy of all components
+    #[arg(long, value_enum, conflicts_with = "plan")]
+    pub(crate) strategy: Option<StrategyName>,
+    /// Run exactly this plan, as `mm plan --json` writes it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
+    /// Record what happened when as a Chrome trace, .json; opens in Perfetto and with `mm trace`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) timeline: Option<PathBuf>,
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Timeline that `mm run --timeline` wrote
+    pub(crate) file: PathBuf,
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HashArgs {
+    /// Files, or folders for all files under them
+    #[arg(required = true)]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Answer with a JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Types that weights are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ComputeType {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<ComputeType> for DType {
+    fn from(dtype: ComputeType) -> Self {
+        match dtype {
+            ComputeType::F32 => Self::F32,
+            ComputeType::Bf16 => Self::Bf16,
+            ComputeType::F16 => Self::F16,
+        }
+    }
+}
+
+/// [`Strategy`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum StrategyName {
+    Auto,
+    NoOffload,
+    ModelOffload,
+    BlockPin,
+    GroupOffload,
+}
+
+impl From<StrategyName> for Strategy {
+    fn from(name: StrategyName) -> Self {
+        match name {
+            StrategyName::Auto => Self::Auto,
+            StrategyName::NoOffload => Self::NoOffload,
+            StrategyName::ModelOffload => Self::ModelOffload,
+            StrategyName::BlockPin => Self::BlockPin,
+            StrategyName::GroupOffload => Self::GroupOffload,
+        }
+    }
+}
+
+/// [`Rule`] on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RuleName {
+    Threshold,
+    Cost,
+}
+
+impl From<RuleName> for Rule {
+    fn from(name: RuleName) -> Self {
+        match name {
+            RuleName::Threshold => Self::Threshold,
+            RuleName::Cost => Self::Cost,
+        }
+    }
+}
+
+/// A component and a number: `transformer=30`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) name: String,
+    pub(crate) count: u32,
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, count) = text.split_once('=').ok_or("write a component's name and a number: transformer=30")?;
+        let count = count.parse().map_err(|_| format!("`{count}` is no number from 0 to {}", u32::MAX))?;
+        match name {
+            "" => Err("the component's name is missing before `=`".into()),
+            name => Ok(Self { name: name.into(), count }),
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    Cpu,
+    Cuda(u32),
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':').map_or((text, Ok(0)), |(kind, index)| (kind, index.parse())) {
+            ("cpu", _) if text == "cpu" => Ok(Self::Cpu),
+            ("cuda", Ok(index)) => Ok(Self::Cuda(index)),
+            _ => Err("devices are cpu, cuda and cuda:N".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn counts_and_devices() {
+        assert_eq!("a=b=3".parse::<Count>().map(|c| c.count), Err("`b=3` is no number from 0 to 4294967295".into()));
+        assert_eq!("vae=3".parse(), Ok(Count { name: "vae".into(), count: 3 }));
+        for text in ["", "vae", "=3", "vae=", "vae=-1", "vae=4294967296"] {
+            assert!(text.parse::<Count>().is_err(), "{text}");
+        }
+        assert_eq!("cpu".parse(), Ok(DeviceName::Cpu));
+        assert_eq!("cuda".parse(), Ok(DeviceName::Cuda(0)));
+        assert_eq!("cuda:3".parse(), Ok(DeviceName::Cuda(3)));
+        for text in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(text.parse::<DeviceName>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `mm inspect`: what a checkpoint holds.
+
+use crate::args::InspectArgs;
+use crate::exit::Failure;
+use crate::size::show;
+use crate::table::{Table, print};
+use mm_plan::Stack;
+use mm_probe::Checkpoint;
+use serde_json::json;
+
+pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let checkpoint = mm_probe::inspect(&args.path, args.dtype.map(Into::into))?;
+    if args.json {
+        // `components` is what a spec takes; what else was found stands beside it.
+        return print(json!({"schema": 1, "components": checkpoint.to_plan(), "checkpoint": checkpoint}));
+    }
+    print(table(&checkpoint))
+}
+
+fn table(checkpoint: &Checkpoint) -> String {
+    let mut components =
+        Table::new(&["component", "class", ">files", ">tensors", ">stored", "as", ">on device", ">outside blocks"]);
+    let mut stacks = Table::new(&["stack", ">blocks", ">of", ">in all"]);
+    for part in &checkpoint.components {
+        let types: Vec<&str> = part.stored.keys().map(String::as_str).collect();
+        components.row([
+            part.name.clone(),
+            part.class.clone().unwrap_or_else(|| "?".into()),
+            part.files.len().to_string(),
+            part.tensors.to_string(),
+            show(part.stored_bytes()),
+            types.join(" "),
+            show(part.component.bytes()),
+            show(part.component.rest),
+        ]);
+        for stack in &part.component.stacks {
+            stacks.row(stack_row(&part.name, stack));
+        }
+    }
+    let class = checkpoint.class.as_ref().map_or(String::new(), |class| format!("{class}\n\n"));
+    match checkpoint.components.iter().all(|part| part.component.stacks.is_empty()) {
+        true => format!("{class}{components}"),
+        false => format!("{class}{components}\n{stacks}"),
+    }
+}
+
+fn stack_row(component: &str, stack: &Stack) -> [String; 4] {
+    let sizes = stack.groups.iter().map(|group| group.bytes());
+    let sum = sizes.clone().fold(0u64, u64::saturating_add);
+    let of = match (sizes.clone().min(), sizes.max()) {
+        (Some(least), Some(most)) if least != most => format!("{} to {}", show(least), show(most)),
+        (Some(size), _) => show(size),
+        _ => "-".into(),
+    };
+    [format!("{component}.{}", stack.name), stack.groups.len().to_string(), of, show(sum)]
+}

@@ -1,0 +1,58 @@
+//! Tables and texts for people.
+
+use crate::exit::Failure;
+use std::io::{ErrorKind, Write};
+
+/// Rows under a head, columns aligned; figures to the right.
+pub(crate) struct Table {
+    table: comfy_table::Table,
+}
+
+impl Table {
+    /// A table with these columns; those whose name starts with `>` are aligned to the right.
+    pub(crate) fn new(columns: &[&str]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::NOTHING);
+        table.set_header(columns.iter().map(|name| name.trim_start_matches('>')));
+        for (index, name) in columns.iter().enumerate() {
+            if let Some(column) = table.column_mut(index) {
+                column.set_padding((0, 2));
+                if name.starts_with('>') {
+                    column.set_cell_alignment(comfy_table::CellAlignment::Right);
+                }
+            }
+        }
+        Self { table }
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.table.add_row(cells);
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.table.lines().try_for_each(|line| writeln!(f, "{}", line.trim_end()))
+    }
+}
+
+/// Writes to standard output. A reader that has left, as `head` does, is no error.
+pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.to_string().trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Output { path: "standard output".into(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Nanoseconds for people: `12.3 ms`.
+pub(crate) fn time(ns: u64) -> String {
+    for (unit, name) in [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs")] {
+        if ns >= unit {
+            return format!("{}.{} {name}", ns / unit, ns % unit * 10 / unit);
+        }
+    }
+    format!("{ns} ns")
+}
