@@ -1,4 +1,44 @@
-//! candle models under memory management (front door to be written).
+//! Runs candle models in less memory than their weights, bit for bit as they would run otherwise.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{Module, linear};
+//! use mm_candle::{LoadSpec, Manager};
+//! use mm_plan::{DeviceKind, Machine, Policy};
+//!
+//! # let file = std::env::temp_dir().join(format!("mm-candle-doc-{}.safetensors", std::process::id()));
+//! # let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+//! # candle_core::safetensors::save(&[("weight", ones(&[2, 3])), ("bias", ones(&[2]))].into(), &file).unwrap();
+//! let budget = Some(64 << 10);
+//! let machine = Machine { device: DeviceKind::Host, vram_free: budget, vram_total: budget, ..Machine::default() };
+//! let manager = Manager::cpu(machine, Policy::default())?;
+//! let spec = LoadSpec { name: "head".into(), files: vec![file], dtype: DType::F32, phase: None, passes: 1 };
+//! let head = manager.load(&spec, |vb| linear(3, 2, vb))?;
+//! let y = head.run(|head| head.forward(&Tensor::ones((1, 3), DType::F32, &Device::Cpu)?))?;
+//! assert_eq!(y.to_vec2::<f32>()?, [[4.0, 4.0]]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Any model, unmodified, is a component: it is on the device inside [`Component::run`], whole. A model that
+//! holds its repeated blocks in [`Blocks`] instead of a `Vec` streams block by block. What stays and what
+//! streams is the plan's business; this crate decides nothing, and knows no model.
+//!
+//! Guarantees, each with the test file that checks it:
+//! 1. Outputs are bit-identical to an unmanaged run under every strategy and budget, after errors and
+//!    panics too (`tests/blocks.rs`, `tests/models.rs`).
+//! 2. Device bytes equal the plan's figure to the byte; only what the model asks for counts (`tests/blocks.rs`).
+//! 3. Computing with a weight that is not on the device is an error from every op (`tests/refusal.rs`).
+//! 4. A tensor that two blocks share is kept with the rest (`tests/models.rs`).
+//! 5. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
+//!
+//! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
+//! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
+//! kernels refuse by its dtype. candle is pinned to an exact version because this rests on its internals.
+//!
+//! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
+//! any budget; `QTensor`s can't be swapped.
+#![deny(unsafe_code)]
+
 mod blocks;
 mod build;
 mod component;
