@@ -17,7 +17,7 @@ fn watched(test: impl FnOnce() + Send + 'static) {
         test();
         let _ = done.send(());
     });
-    match ended.recv_timeout(Duration::from_secs(120)) {
+    match ended.recv_timeout(Duration::from_secs(30)) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("a waiter was lost: the test never ended"),
         _ => {
             if let Err(cause) = runner.join() {
