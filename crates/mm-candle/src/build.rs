@@ -22,11 +22,35 @@ thread_local! {
     static SCOPE: RefCell<Option<Arc<Build>>> = const { RefCell::new(None) };
 }
 
+/// Small tensors of the rest share a slab of at most this many bytes.
+const CHUNK: u64 = 256 << 10;
+
+/// How large a slab may become, which is also what its memory is reserved for: it never has to move.
+#[derive(Clone, Copy)]
+enum Room {
+    /// The rest: slabs of a chunk each, larger tensors alone. How much is asked for isn't known before.
+    Chunks,
+    /// A group: one slab per dtype for this many elements, as far as the tensors' names tell.
+    Elements(u64),
+}
+
 /// One group, or the rest, as far as it was asked for.
-#[derive(Default)]
 struct Part {
+    room: Room,
     slabs: Vec<(Slab, Tensor)>,
     reserved: Option<Reservation>,
+}
+
+impl Part {
+    const fn new(room: Room) -> Self {
+        Self { room, slabs: Vec::new(), reserved: None }
+    }
+}
+
+impl Default for Part {
+    fn default() -> Self {
+        Self::new(Room::Chunks)
+    }
 }
 
 #[derive(Default)]
@@ -117,7 +141,8 @@ impl Build {
                 None => {
                     let first = state.groups.len();
                     state.stacks.push((name.to_owned(), count));
-                    state.groups.extend((0..count).map(|_| Part::default()));
+                    let room = |i| Room::Elements(self.elements_under(&format!("{name}.{i}.")));
+                    state.groups.extend((0..count).map(|i| Part::new(room(i))));
                     Some(first)
                 }
             }
@@ -165,6 +190,12 @@ impl Build {
         Ok(tensor)
     }
 
+    /// Elements of all tensors whose names start like this, alignment included for every dtype.
+    fn elements_under(&self, prefix: &str) -> u64 {
+        let tensors = self.weights.names().filter(|n| n.starts_with(prefix)).filter_map(|n| self.weights.get(n));
+        tensors.fold(0u64, |sum, t| sum.saturating_add(align(elements(t))))
+    }
+
     fn spec(&self, name: &str) -> Result<ModuleSpec<mm_engine::HostBuffer>> {
         let mut state = self.state.lock();
         let State { mut rest, groups, stacks, .. } = std::mem::take(&mut *state);
@@ -195,11 +226,20 @@ impl Part {
         if !can_cast(from, to) {
             return Err(fail(format!("is stored as {from} and can't be cast to {to}")));
         }
-        let index = match self.slabs.iter().position(|(slab, _)| slab.dtype() == to) {
+        let bytes = align(elements(source).saturating_mul(to.size()));
+        let fits = |slab: &Slab| {
+            let grown = slab.bytes().saturating_add(bytes);
+            slab.dtype() == to && (matches!(self.room, Room::Elements(_)) || grown <= CHUNK)
+        };
+        let index = match self.slabs.iter().position(|(slab, _)| fits(slab)) {
             Some(index) => index,
             None => {
+                let room = match self.room {
+                    Room::Chunks => bytes.max(CHUNK),
+                    Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
+                };
                 let bound = usize::try_from(longest / to.size()).map_err(|e| fail(e.to_string()))?;
-                self.slabs.push((Slab::new(to), empty_home(dtype, bound)?));
+                self.slabs.push((Slab::new(to), empty_home(dtype, bound, room)?));
                 self.slabs.len() - 1
             }
         };

@@ -8,12 +8,15 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor, bail, 
 use mm_engine::{Homes, HostBuffer, Place};
 use parking_lot::Mutex;
 
-/// A flat tensor of `elements` that has no memory yet. Its shape only bounds what may view it: the
-/// storage is as long as what was put in.
-pub(crate) fn empty_home(dtype: DType, elements: usize) -> candle_core::Result<Tensor> {
-    let Some(buffer) = plan_dtype(dtype).and_then(HostBuffer::empty) else {
+/// A flat tensor of `elements` that is empty yet, with memory reserved for `room` bytes. Its shape only
+/// bounds what may view it: the storage is as long as what was put in.
+pub(crate) fn empty_home(dtype: DType, elements: usize, room: u64) -> candle_core::Result<Tensor> {
+    let Some(mut buffer) = plan_dtype(dtype).and_then(HostBuffer::empty) else {
         bail!("weights of dtype {dtype:?} can't be managed");
     };
+    if !buffer.reserve(room) {
+        bail!("no memory for {room} bytes of weights");
+    }
     Ok(Tensor::from_storage(Storage::Cpu(into_storage(buffer)), elements, BackpropOp::none(), false))
 }
 
