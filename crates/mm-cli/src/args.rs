@@ -75,10 +75,10 @@ pub(crate) struct PlanArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "path")]
     pub(crate) spec: Option<PathBuf>,
     /// Plan for a device with this much memory, all of it free
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
     pub(crate) vram: Option<u64>,
     /// Plan for a host with this much memory, all of it available
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
     pub(crate) ram: Option<u64>,
     /// Strategy of all components
     #[arg(long, value_enum)]
@@ -114,19 +114,19 @@ pub(crate) struct RunArgs {
     #[arg(long, default_value = "")]
     pub(crate) negative: String,
     /// How strongly to follow the prompt; 0 makes no negative pass
-    #[arg(long, value_name = "X", default_value_t = 3.0)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 3.0)]
     pub(crate) guidance: f64,
     /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) steps: u32,
     /// Seed of the initial latents; the same image on every platform
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Pixels; the size the VAE was made for unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub(crate) width: Option<u32>,
     /// Pixels; the size the VAE was made for unless given
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub(crate) height: Option<u32>,
     /// Start from the tensor `initial_latents` of this .safetensors file
     #[arg(long, value_name = "FILE")]
@@ -141,10 +141,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<ComputeType>,
     /// Budget for weights on the device; on the CPU the available RAM unless given
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
     pub(crate) vram: Option<u64>,
     /// Plan for a host with this much memory available
-    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
     pub(crate) ram: Option<u64>,
     /// Strategy of all components
     #[arg(long, value_enum, conflicts_with = "plan")]

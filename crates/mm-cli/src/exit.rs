@@ -172,13 +172,23 @@ pub(crate) enum Stage {
 }
 
 impl Failure {
+    /// A manager's error.
+    pub(crate) fn of_engine(error: CandleError) -> Self {
+        match error {
+            CandleError::Engine(engine) => engine.into(),
+            CandleError::Weights(weights) => Self::Checkpoint(weights.to_string()),
+            other => Self::Device { code: "compute", text: other.to_string() },
+        }
+    }
+
     /// A pipeline's error; requests name their flag.
     pub(crate) fn of_pipeline(error: mm_diffusion::Error, stage: Stage) -> Self {
         use mm_diffusion::Error;
         let text = error.to_string();
         match error {
             Error::Request { field, found, reason } => {
-                Self::usage(&format!("--{}", field.replace('_', "-")), format!("{found}: {reason}"))
+                let flag = if field == "initial_latents" { "latents" } else { field };
+                Self::usage(&format!("--{flag}"), format!("{found}: {reason}"))
             }
             Error::Save { file, reason } => Self::Output { path: file, source: io::Error::other(reason) },
             Error::Component { source: CandleError::Engine(engine), .. } => engine.into(),
@@ -208,7 +218,10 @@ mod tests {
         assert!(text.contains("`transformer` needs 3221225472 bytes (3.00 GiB)"), "{text}");
         assert!(text.ends_with("--vram 5368709120"), "{text}");
         let error = &failure.document()["error"];
-        assert_eq!((&error["code"], &error["have"], &error["smallest"]), (&json!("never_fits"), &json!(2u64 << 30), &json!(5u64 << 30)));
+        assert_eq!(
+            (&error["code"], &error["have"], &error["smallest"]),
+            (&json!("never_fits"), &json!(2u64 << 30), &json!(5u64 << 30))
+        );
     }
 
     #[test]

@@ -6,8 +6,12 @@ mod args;
 mod exit;
 mod hash;
 mod inspect;
+mod memory;
+mod output;
 mod plan;
 mod probe;
+mod report;
+mod run;
 mod size;
 mod spec;
 mod table;
@@ -28,7 +32,7 @@ fn main() -> ExitCode {
         Command::Probe(args) => probe::run(args).map(done),
         Command::Inspect(args) => inspect::run(args).map(done),
         Command::Plan(args) => plan::run(args),
-        Command::Run(_) => Err(Failure::usage("run", "is not in this build")),
+        Command::Run(args) => run::run(args).map(done),
         Command::Trace(args) => trace::run(args).map(done),
         Command::Hash(args) => hash::run(args).map(done),
     };
@@ -44,7 +48,8 @@ fn not_understood(error: &clap::Error) -> ExitCode {
     }
     if std::env::args_os().any(|arg| arg == "--json") {
         let text = error.to_string();
-        let usage = Failure::usage("command line", text.lines().next().unwrap_or_default().trim_start_matches("error: "));
+        let usage =
+            Failure::usage("command line", text.lines().next().unwrap_or_default().trim_start_matches("error: "));
         let _ = table::print(usage.document());
     }
     ExitCode::from(BAD_USAGE)

@@ -4,9 +4,8 @@ use crate::args::{Count, PlanArgs};
 use crate::exit::Failure;
 use crate::size::show;
 use crate::spec;
-use crate::table::{Table, print};
+use crate::table::{Table, print, print_document};
 use mm_plan::{Component, Machine, Plan, Spec};
-use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -62,7 +61,7 @@ fn component<'c>(flag: &str, name: &str, components: &'c mut [Component]) -> Res
 
 pub(crate) fn answer(plan: &Plan, json: bool) -> Result<(), Failure> {
     if json {
-        return print(json!(plan));
+        return print_document(plan);
     }
     print(table(plan))
 }

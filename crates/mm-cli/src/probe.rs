@@ -24,7 +24,10 @@ fn table(report: &MachineReport) -> String {
     if let Some(limit) = report.ram_limit {
         row("RAM limit", format!("{} by the control group", show(limit)));
     }
-    row("page-locking", report.page_lock_limit.map_or("no limit known".into(), |limit| format!("{} at most", show(limit))));
+    row(
+        "page-locking",
+        report.page_lock_limit.map_or("no limit known".into(), |limit| format!("{} at most", show(limit))),
+    );
     if report.gpus.is_empty() {
         row("GPU", "none that the NVIDIA driver reports".into());
         return host.to_string();
@@ -54,7 +57,8 @@ mod tests {
     #[test]
     fn a_gpu_without_figures_is_shown_as_unknown() {
         let known = Gpu { name: Some("card".into()), free: Some(1 << 30), total: Some(2 << 30), ..Gpu::default() };
-        let report = MachineReport { gpus: vec![known, Gpu { index: 1, ..Gpu::default() }], ..MachineReport::default() };
+        let report =
+            MachineReport { gpus: vec![known, Gpu { index: 1, ..Gpu::default() }], ..MachineReport::default() };
         let text = table(&report);
         assert!(text.contains("1.00 GiB") && text.contains("2.00 GiB") && text.contains("card"), "{text}");
         assert!(text.lines().last().is_some_and(|line| line.trim().starts_with("1  ?")), "{text}");

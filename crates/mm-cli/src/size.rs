@@ -18,7 +18,7 @@ const UNITS: [(&str, u64); 9] = [
 /// Reads a size in bytes. A fraction, as in `1.5GiB`, is rounded down to a whole byte.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    if text.starts_with('-') {
+    if text.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())) {
         return Err(format!("a size is never negative: {FORMS}"));
     }
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -39,10 +39,8 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
 
 /// `scale` × 0.`digits`, in whole bytes. Digits beyond the twelfth are less than a byte of any unit here.
 fn part(digits: &str, scale: u64) -> u64 {
-    let (numerator, denominator) = digits
-        .bytes()
-        .take(15)
-        .fold((0u128, 1u128), |(n, d), digit| (n * 10 + u128::from(digit - b'0'), d * 10));
+    let (numerator, denominator) =
+        digits.bytes().take(15).fold((0u128, 1u128), |(n, d), digit| (n * 10 + u128::from(digit - b'0'), d * 10));
     u64::try_from(u128::from(scale) * numerator / denominator).unwrap_or(0)
 }
 
@@ -82,7 +80,9 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "GiB", "-1", "-1GiB", "12XB", "1.5", "1.GiB", ".5GiB", "1.2.3GiB", "1e9", "12GiBs", "0x10", "½GiB"] {
+        for text in
+            ["", "GiB", "-1", "-1GiB", "12XB", "1.5", "1.GiB", ".5GiB", "1.2.3GiB", "1e9", "12GiBs", "0x10", "½GiB"]
+        {
             assert!(parse(text).is_err(), "{text}");
         }
         for text in ["18446744073709551616", "16777216TiB", "99999999999999999999999GiB", "18446744.99999999999TB"] {

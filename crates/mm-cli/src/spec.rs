@@ -3,9 +3,9 @@
 use crate::args::PlanArgs;
 use crate::exit::{BAD_INPUT, Failure, INFEASIBLE};
 use crate::plan::{answer, decide};
-use crate::table::print;
+use crate::table::print_document;
 use mm_plan::Spec;
-use serde_json::{Value, error::Category, json};
+use serde_json::{Value, error::Category};
 use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,22 +13,22 @@ use std::process::ExitCode;
 pub(crate) fn run(file: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
     let text = read(file)?;
     if !is_lines(&text) {
-        let plan = parse(&text).map_err(|text| Failure::Spec { line: None, text }).and_then(|spec| decide(spec, args))?;
+        let plan =
+            parse(&text).map_err(|text| Failure::Spec { line: None, text }).and_then(|spec| decide(spec, args))?;
         answer(&plan, args.json)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut worst = 0;
     for (line, text) in (1..).zip(text.lines()).filter(|(_, text)| !text.trim().is_empty()) {
         let spec = parse(text).map_err(|text| Failure::Spec { line: Some(line), text });
-        let document = match spec.and_then(|spec| decide(spec, args)) {
-            Ok(plan) => json!(plan),
+        match spec.and_then(|spec| decide(spec, args)) {
+            Ok(plan) => print_document(&plan)?,
             Err(failure) => {
                 eprintln!("mm: line {line}: {failure}");
                 worst = worst.max(if failure.exit() == INFEASIBLE { INFEASIBLE } else { BAD_INPUT });
-                failure.document()
+                print_document(&failure.document())?;
             }
-        };
-        print(document)?;
+        }
     }
     Ok(ExitCode::from(worst))
 }
@@ -73,7 +73,8 @@ mod tests {
         for lines in ["{}\n{}", "{}\n\n{}\n", "nonsense\n{}", "{\"a\":\n{}", "{}\n{", "1\n2"] {
             assert!(is_lines(lines), "{lines:?}");
         }
-        for document in ["", "\n", "{}", "{}\n", "{\n}\n", "\n{\"a\":\n {}\n}", "{\n \"a\": {}\n \"b\"\n}", "nonsense"] {
+        for document in ["", "\n", "{}", "{}\n", "{\n}\n", "\n{\"a\":\n {}\n}", "{\n \"a\": {}\n \"b\"\n}", "nonsense"]
+        {
             assert!(!is_lines(document), "{document:?}");
         }
     }

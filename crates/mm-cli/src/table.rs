@@ -32,7 +32,11 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.table.lines().try_for_each(|line| writeln!(f, "{}", line.trim_end()))
+        // Columns without names have no head.
+        self.table
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .try_for_each(|line| writeln!(f, "{}", line.trim_end()))
     }
 }
 
@@ -44,6 +48,14 @@ pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
             Err(Failure::Output { path: "standard output".into(), source: error })
         }
         _ => Ok(()),
+    }
+}
+
+/// Writes one JSON document on a line of its own, fields in the order of the type.
+pub(crate) fn print_document(document: &impl serde::Serialize) -> Result<(), Failure> {
+    match serde_json::to_string(document) {
+        Ok(text) => print(text),
+        Err(error) => Err(Failure::Output { path: "standard output".into(), source: error.into() }),
     }
 }
 

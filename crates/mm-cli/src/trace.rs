@@ -3,7 +3,7 @@
 use crate::args::TraceArgs;
 use crate::exit::Failure;
 use crate::size::show;
-use crate::table::{Table, print, time};
+use crate::table::{Table, print, print_document, time};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ pub(crate) fn run(args: &TraceArgs) -> Result<(), Failure> {
     }
     let summary = Summary::of(&trace).map_err(bad)?;
     if args.json {
-        return print(serde_json::json!(summary));
+        return print_document(&summary);
     }
     print(table(&summary))
 }
@@ -111,7 +111,8 @@ impl Summary {
         let (mut copies, mut computes) = (Vec::new(), Vec::new());
         let (mut first, mut last) = (u64::MAX, 0);
         for (index, event) in trace.events.iter().enumerate() {
-            let at = |name, value| nanoseconds(value).ok_or_else(|| format!("event {index}: `{name}` is {value}, no time"));
+            let at =
+                |name, value| nanoseconds(value).ok_or_else(|| format!("event {index}: `{name}` is {value}, no time"));
             let start = at("ts", event.ts)?;
             let span = (start, start.saturating_add(at("dur", event.dur)?));
             let bytes = event.args.bytes;
@@ -200,7 +201,8 @@ fn union(mut spans: Vec<Span>) -> Vec<Span> {
 
 fn table(summary: &Summary) -> String {
     let peak = &summary.peak;
-    let mut components = Table::new(&["component", ">passes", ">pass time", ">copied", ">copying", ">computing", ">stalled"]);
+    let mut components =
+        Table::new(&["component", ">passes", ">pass time", ">copied", ">copying", ">computing", ">stalled"]);
     let row = |name: &str, work: &Work| {
         [
             name.to_owned(),

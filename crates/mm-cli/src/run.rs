@@ -1,0 +1,183 @@
+//! `mm run`: an image, by a pipeline whose memory is managed.
+
+use crate::args::{ComputeType, DeviceName, RunArgs};
+use crate::exit::{Failure, Stage};
+use crate::memory::Watch;
+use crate::output::OutputFile;
+use crate::plan::present;
+use crate::report::Report;
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use indicatif::{ProgressBar, ProgressStyle};
+use mm_candle::{LoadSpec, Manager, load_unmanaged};
+use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
+use mm_engine::EngineError;
+use mm_plan::{DType, Plan, Policy};
+use std::ffi::OsStr;
+use std::path::Path;
+use std::time::Instant;
+
+/// Pixels of a side where neither the request nor the checkpoint says.
+const SIDE: u32 = 1024;
+
+pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    if let DeviceName::Cuda(index) = args.device {
+        let text = format!(
+            "--device cuda:{index}: this build of mm has no CUDA support yet; compute with --device cpu, or plan for a \
+             card with `mm plan --vram SIZE`"
+        );
+        return Err(Failure::Device { code: "no_cuda", text });
+    }
+    // All that can be refused is refused before the work starts.
+    let outputs = Outputs::check(args)?;
+    let plan = args.plan.as_deref().map(read_plan).transpose()?;
+    let manager = manager(args)?;
+    let bar = bar(args);
+    let pipeline = load(args, &manager)?;
+    let request = request(args)?;
+    let plan = match plan {
+        Some(plan) => manager.apply_plan(plan).map_err(|error| refused(error, args))?,
+        None => manager.apply()?,
+    };
+    let engine = manager.clone();
+    let watch = Watch::start(move || engine.memory().in_use);
+    let generated = pipeline.generate(&request, |progress| {
+        bar.set_message(progress.component);
+        bar.inc(1);
+    });
+    let memory = watch.stop();
+    bar.finish_and_clear();
+    let generated = generated.map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
+
+    let png = encode(&generated, &request)?;
+    outputs.image.write(&png)?;
+    if let (Some(file), Some(trace)) = (&args.dump, &generated.trace) {
+        trace.save(file).map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
+    }
+    if let Some(file) = &outputs.timeline {
+        let trace = manager.timeline().to_chrome_trace(manager.memory().budget, plan.peak.device);
+        file.write(trace.to_string().as_bytes())?;
+    }
+    Report::new(&args.output, &png, &manager, &plan, memory, started.elapsed()).print(args.json)
+}
+
+struct Outputs {
+    image: OutputFile,
+    timeline: Option<OutputFile>,
+}
+
+impl Outputs {
+    fn check(args: &RunArgs) -> Result<Self, Failure> {
+        expect_extension("--output", &args.output, "png", "images are written as PNG")?;
+        if let Some(file) = &args.timeline {
+            let why = "timelines are written as Chrome traces, there is no HTML yet";
+            expect_extension("--timeline", file, "json", why)?;
+        }
+        if let Some(file) = &args.dump {
+            expect_extension("--dump", file, "safetensors", "tensors are written as safetensors")?;
+            OutputFile::check(file)?;
+        }
+        let timeline = args.timeline.as_deref().map(OutputFile::check).transpose()?;
+        Ok(Self { image: OutputFile::check(&args.output)?, timeline })
+    }
+}
+
+fn expect_extension(flag: &str, file: &Path, extension: &str, why: &str) -> Result<(), Failure> {
+    match file.extension().and_then(OsStr::to_str) {
+        Some(found) if found.eq_ignore_ascii_case(extension) => Ok(()),
+        _ => Err(Failure::usage(flag, format!("{why}: name a .{extension} file, not {}", file.display()))),
+    }
+}
+
+fn read_plan(file: &Path) -> Result<Plan, Failure> {
+    let bad = |reason| Failure::File { code: "bad_plan", file: file.to_owned(), reason };
+    let text = std::fs::read(file).map_err(|error| bad(format!("cannot be read: {error}")))?;
+    let plan: Plan =
+        serde_json::from_slice(&text).map_err(|error| bad(format!("is no plan of `mm plan --json`: {error}")))?;
+    match plan.schema {
+        1 => Ok(plan),
+        other => Err(bad(format!("is a plan of schema {other}; this version reads 1"))),
+    }
+}
+
+fn refused(error: EngineError, args: &RunArgs) -> Failure {
+    match (error, &args.plan) {
+        (EngineError::PlanMismatch { reason }, Some(file)) => Failure::PlanRefused { file: file.clone(), reason },
+        (error, _) => error.into(),
+    }
+}
+
+/// A manager of host memory under the budget asked for, or of all that is available.
+fn manager(args: &RunArgs) -> Result<Manager, Failure> {
+    let mut machine = mm_probe::probe().host_machine(args.vram.or(args.ram));
+    present(&mut machine, None, args.ram);
+    let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
+    Manager::cpu(machine, policy).map_err(Failure::of_engine)
+}
+
+fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {
+    let encode = if args.guidance > 0.0 { 2 } else { 1 };
+    // The tensors on the way include one more pass.
+    let denoise = args.steps + u32::from(args.dump.is_some());
+    let dtype = DType::from(args.dtype.unwrap_or(ComputeType::F32)).name();
+    let dtype = dtype.parse().map_err(|_| Failure::usage("--dtype", format!("{dtype} is no type to compute in")))?;
+    let options = LoadOptions { dtype, passes: Passes { encode, denoise, ..Passes::default() } };
+    Folder::open(&args.path)
+        .and_then(|folder| ZImage::load(&folder, &options, manager))
+        .map_err(|error| Failure::of_pipeline(error, Stage::Load))
+}
+
+fn request(args: &RunArgs) -> Result<Request, Failure> {
+    let side = side(&args.path);
+    let mut request = Request {
+        prompt: args.prompt.clone(),
+        negative: args.negative.clone(),
+        guidance: args.guidance,
+        steps: args.steps,
+        seed: args.seed,
+        width: args.width.unwrap_or(side),
+        height: args.height.unwrap_or(side),
+        trace: args.dump.is_some(),
+        ..Request::default()
+    };
+    if let Some(file) = &args.latents {
+        let bad = |error: mm_candle::Error| {
+            let (file, reason) = (file.clone(), format!("no `initial_latents` can be read from it: {error}"));
+            Failure::File { code: "bad_latents", file, reason }
+        };
+        let dtype = LoadOptions::default().dtype;
+        let spec = LoadSpec { name: "latents".into(), files: vec![file.clone()], dtype, phase: None, passes: 1 };
+        let tensor = load_unmanaged(&spec, |tensors| tensors.get_unchecked("initial_latents")).map_err(bad)?;
+        request.initial_latents = Some(tensor.run(|tensor| Ok(tensor.clone())).map_err(bad)?);
+    }
+    Ok(request)
+}
+
+/// The side of the images that the checkpoint's VAE was made for.
+fn side(checkpoint: &Path) -> u32 {
+    let config = std::fs::read(checkpoint.join("vae/config.json")).ok();
+    let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
+    let side = config.and_then(|config| config.get("sample_size")?.as_u64());
+    side.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0).unwrap_or(SIDE)
+}
+
+/// On a terminal only; nothing is drawn elsewhere.
+fn bar(args: &RunArgs) -> ProgressBar {
+    let passes = u64::from(args.steps) + if args.guidance > 0.0 { 3 } else { 2 };
+    let bar = ProgressBar::new(passes).with_message("loading");
+    if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} passes, {eta} left") {
+        bar.set_style(style);
+    }
+    bar.tick();
+    bar
+}
+
+/// Without metadata: equal pixels are equal bytes.
+fn encode(generated: &Generated, request: &Request) -> Result<Vec<u8>, Failure> {
+    let pixels = generated.rgb8().map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
+    let mut png = Vec::new();
+    PngEncoder::new(&mut png).write_image(&pixels, request.width, request.height, ExtendedColorType::Rgb8).map_err(
+        |error| Failure::Device { code: "internal", text: format!("the image could not be encoded: {error}") },
+    )?;
+    Ok(png)
+}
