@@ -62,6 +62,26 @@ pub struct ModuleSpec<B> {
     pub homes: Box<dyn Homes<B>>,
 }
 
+impl<B> ModuleSpec<B> {
+    /// What the planner is told about it.
+    pub fn description(&self) -> Component {
+        let sizes = |slabs: &[Slab]| Group {
+            slabs: slabs.iter().map(|s| SlabSize { dtype: s.dtype(), bytes: s.bytes() }).collect(),
+            host_bytes: slabs.iter().map(Slab::host_bytes).sum(),
+            compute_ns: None,
+        };
+        let stacks: Vec<Stack> = (self.stacks.iter())
+            .map(|s| Stack { name: s.name.clone(), groups: s.groups.iter().map(|g| sizes(g)).collect() })
+            .collect();
+        Component {
+            granularity: if stacks.is_empty() { Granularity::Whole } else { Granularity::Blocks },
+            phase: self.phase,
+            passes: self.passes,
+            ..Component::blocks(self.name.as_str(), sizes(&self.rest).bytes(), stacks)
+        }
+    }
+}
+
 pub(crate) struct GroupEntry {
     pub(crate) label: Label,
     pub(crate) slabs: Vec<Arc<Slab>>,
@@ -90,8 +110,10 @@ pub struct Module<D: Device> {
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) copied: AtomicU64,
     pub(crate) stalled: AtomicU64,
-    placement: Mutex<Option<Placement<D>>>,
+    /// With the number of the load that made it, so that a lease knows whether it is of this one.
+    placement: Mutex<Option<(u64, Placement<D>)>>,
     passes: Mutex<(u64, Vec<u64>)>,
+    loads: AtomicU64,
 }
 
 const PASSES_KEPT: usize = 10_000;
@@ -99,20 +121,7 @@ const PASSES_KEPT: usize = 10_000;
 impl<D: Device> Module<D> {
     /// A module that is nowhere yet.
     pub fn new(spec: ModuleSpec<D::Buffer>, device: Arc<D>, timeline: Arc<Timeline>) -> Arc<Self> {
-        let sizes = |slabs: &[Slab]| Group {
-            slabs: slabs.iter().map(|s| SlabSize { dtype: s.dtype(), bytes: s.bytes() }).collect(),
-            host_bytes: slabs.iter().map(Slab::host_bytes).sum(),
-            compute_ns: None,
-        };
-        let stacks: Vec<Stack> = (spec.stacks.iter())
-            .map(|s| Stack { name: s.name.clone(), groups: s.groups.iter().map(|g| sizes(g)).collect() })
-            .collect();
-        let description = Component {
-            granularity: if stacks.is_empty() { Granularity::Whole } else { Granularity::Blocks },
-            phase: spec.phase,
-            passes: spec.passes,
-            ..Component::blocks(spec.name, sizes(&spec.rest).bytes(), stacks)
-        };
+        let description = spec.description();
         let component: Arc<str> = description.name.as_str().into();
         let entry = |group: String, slabs: Vec<Slab>| GroupEntry {
             label: Label { component: component.clone(), group: group.into() },
@@ -133,6 +142,7 @@ impl<D: Device> Module<D> {
             stalled: AtomicU64::new(0),
             placement: Mutex::new(None),
             passes: Mutex::default(),
+            loads: AtomicU64::new(0),
         })
     }
 
@@ -160,18 +170,19 @@ impl<D: Device> Module<D> {
     pub(crate) fn load(&self, plan: &ComponentPlan) -> Result<()> {
         let mut placement = self.placement.lock();
         if placement.is_none() {
-            *placement = Some(Placement::load(self, plan)?);
+            let loaded = Placement::load(self, plan)?;
+            *placement = Some((self.loads.fetch_add(1, Relaxed), loaded));
         }
         Ok(())
     }
 
     /// Takes everything off the device; reports the first thing that went wrong, after all was tried.
     pub(crate) fn unload(&self) -> Result<()> {
-        self.placement.lock().take().map_or(Ok(()), |placement| placement.unload(self))
+        self.placement.lock().take().map_or(Ok(()), |(_, placement)| placement.unload(self))
     }
 
     pub(crate) fn begin_pass(&self) {
-        if let Some(placement) = self.placement.lock().as_mut() {
+        if let Some((_, placement)) = self.placement.lock().as_mut() {
             placement.begin_pass(self);
         }
     }
@@ -186,21 +197,25 @@ impl<D: Device> Module<D> {
             let duration = self.timeline.now() - start_ns;
             passes.1.push(duration);
         }
-        self.placement.lock().as_mut().map_or(Ok(()), |placement| placement.end_pass(self, complete))
+        self.placement.lock().as_mut().map_or(Ok(()), |(_, placement)| placement.end_pass(self, complete))
     }
 
     /// Puts a group on the device, waiting for its copy where it streams, and starts the next ones.
     ///
     /// # Errors
-    /// `Misuse` outside a run, or where the thread holds more leases than there are slots; `Source`
-    /// where the weights can't be read.
+    /// `Misuse` outside a run, where there is no such group, or where more leases are held than there are
+    /// slots; `Source` where the weights can't be read.
     pub fn lease(self: &Arc<Self>, group: usize) -> Result<GroupLease<D>> {
         let mut placement = self.placement.lock();
-        let placement = placement.as_mut().filter(|p| p.is_active()).ok_or_else(|| {
+        let (load, placement) = placement.as_mut().filter(|(_, p)| p.is_active()).ok_or_else(|| {
             EngineError::Misuse(format!("the blocks of {} are used outside its run(..)", self.description.name))
         })?;
+        if group >= self.groups.len() {
+            let (name, count) = (&self.description.name, self.groups.len());
+            return Err(EngineError::Misuse(format!("{name} has {count} groups, there is no group {group}")));
+        }
         placement.acquire(self, group)?;
-        Ok(GroupLease { module: self.clone(), group, start_ns: self.timeline.now() })
+        Ok(GroupLease { module: self.clone(), load: *load, group, start_ns: self.timeline.now() })
     }
 
     pub(crate) fn entry(&self, place: Place) -> &GroupEntry {
@@ -242,6 +257,7 @@ impl<D: Device> Drop for Module<D> {
 /// not reused.
 pub struct GroupLease<D: Device> {
     module: Arc<Module<D>>,
+    load: u64,
     group: usize,
     start_ns: u64,
 }
@@ -250,7 +266,10 @@ impl<D: Device> Drop for GroupLease<D> {
     fn drop(&mut self) {
         let label = &self.module.groups[self.group].label;
         self.module.timeline.span(Kind::Compute, 0, label, self.start_ns, 0);
-        if let Some(placement) = self.module.placement.lock().as_mut() {
+        // A lease that outlived its placement has nothing to give back: unloading took it all.
+        if let Some((load, placement)) = self.module.placement.lock().as_mut()
+            && *load == self.load
+        {
             placement.release(&self.module, self.group);
         }
     }

@@ -28,8 +28,11 @@ struct Slot<D: Device> {
     /// One buffer per dtype of [`Slots::dtypes`]; `None` while it is in a copy or in a home.
     buffers: Vec<Option<D::Buffer>>,
     state: State<D>,
-    /// The end of the compute that used it last.
+    /// The end of the compute that used it last. Every later copy waits for it, also after a copy that
+    /// failed before it could.
     used: Option<D::Event>,
+    /// Compute used it, and the end of that could not be recorded yet.
+    unmarked: bool,
 }
 
 impl<D: Device> Slot<D> {
@@ -76,7 +79,7 @@ impl<D: Device> Slots<D> {
                     }
                 }
             }
-            this.slots.push(Slot { buffers, state: State::Empty, used: None });
+            this.slots.push(Slot { buffers, state: State::Empty, used: None, unmarked: false });
         }
         Ok(this)
     }
@@ -136,8 +139,18 @@ impl<D: Device> Slots<D> {
             *leases -= 1;
             return Ok(());
         }
+        self.slots[index].unmarked = true;
         self.take_home(module, index, group)?;
-        self.slots[index].used = Some(module.device.record()?);
+        self.mark(module, index)
+    }
+
+    /// Records the end of the compute that used the slot, where that is still to do.
+    fn mark(&mut self, module: &Module<D>, index: usize) -> Result<()> {
+        let slot = &mut self.slots[index];
+        if slot.unmarked {
+            slot.used = Some(module.device.record()?);
+            slot.unmarked = false;
+        }
         Ok(())
     }
 
@@ -188,6 +201,7 @@ impl<D: Device> Slots<D> {
         // A wrong guess still on its way must end before its buffer is written again; whether it
         // succeeded doesn't matter.
         let _ = self.land(module, index);
+        self.mark(module, index)?;
         let entry = &module.groups[group];
         let slot = &mut self.slots[index];
         slot.state = State::Empty;
@@ -206,7 +220,6 @@ impl<D: Device> Slots<D> {
             let copy = module.copy(entry, slab, memory, slot.used.clone());
             copies.push(Flight { buffer, copy });
         }
-        slot.used = None;
         slot.state = State::Loading { group, copies };
         Ok(())
     }

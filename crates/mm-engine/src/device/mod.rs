@@ -7,7 +7,7 @@ pub use buffer::HostBuffer;
 pub use host::{HostCopy, HostDevice, Reservation};
 
 use crate::{EngineError, Result, Slab, timeline::Label};
-use mm_plan::DType;
+use mm_plan::{DType, HostTier};
 use std::sync::Arc;
 
 /// Device memory as the engine counts it, bytes.
@@ -70,6 +70,11 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// Whether [`Device::finish`] would not wait.
     fn is_done(&self, copy: &Self::Copy) -> bool;
+
+    /// Where it can copy from. A plan that keeps groups elsewhere is refused.
+    fn host_tiers(&self) -> &'static [HostTier] {
+        &[HostTier::Mapped]
+    }
 
     /// Memory as counted at each allocation.
     fn memory(&self) -> DeviceMemory;

@@ -163,7 +163,7 @@ impl<D: Device> ModelManager<D> {
     /// `PlanMismatch` says where it doesn't fit what is registered, or the device.
     pub fn apply_plan(&self, plan: Plan) -> Result<Arc<Plan>> {
         let mut state = self.lock();
-        state.registry.check(&plan, self.device.memory().budget)?;
+        state.registry.check(&plan, &*self.device)?;
         let plan = Arc::new(plan);
         self.enforce(&mut state, &plan)?;
         state.given = Some(plan.clone());
@@ -235,7 +235,7 @@ impl<D: Device> ModelManager<D> {
         }
         let given = state.given.clone().filter(|_| state.overrides.is_empty());
         let plan = match given {
-            Some(plan) if state.registry.check(&plan, self.device.memory().budget).is_ok() => plan,
+            Some(plan) if state.registry.check(&plan, &*self.device).is_ok() => plan,
             _ => {
                 let mut policy = state.policy.clone();
                 for change in &state.overrides {

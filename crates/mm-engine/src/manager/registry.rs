@@ -130,14 +130,21 @@ impl<D: Device> Registry<D> {
         components
     }
 
-    /// Whether `plan` is a plan for exactly these modules on a device of `budget` bytes.
-    pub(super) fn check(&self, plan: &Plan, budget: u64) -> Result<()> {
+    /// Whether `plan` is a plan for exactly these modules on this device.
+    pub(super) fn check(&self, plan: &Plan, device: &D) -> Result<()> {
+        let budget = device.memory().budget;
         let mismatch = |reason: String| Err(EngineError::PlanMismatch { reason });
         if plan.schema != 1 {
             return mismatch(format!("it has schema {}, this engine runs schema 1", plan.schema));
         }
         if plan.peak.device > budget {
             return mismatch(format!("it needs {} bytes, the device's budget is {budget}", plan.peak.device));
+        }
+        let mut tiers = plan.components.iter().flat_map(|c| &c.stacks).flat_map(|s| &s.host);
+        if let Some(tier) = tiers.find(|tier| !device.host_tiers().contains(tier)) {
+            return mismatch(format!(
+                "it keeps groups {tier:?} on the host, which this device can't copy from; plan for this device"
+            ));
         }
         let placed = plan.components.iter().filter(|c| c.same_as.is_none());
         if let Some(extra) = placed.clone().find(|c| !self.modules().any(|m| m.name() == c.name)) {
