@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::size;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use mm_plan::{DType, Rule, Strategy};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -67,12 +67,12 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("what").required(true).args(["path", "spec"]))]
 pub(crate) struct PlanArgs {
     /// Checkpoint to take the components from
-    #[arg(required_unless_present = "spec")]
     pub(crate) path: Option<PathBuf>,
     /// Plan this JSON spec instead, `-` for standard input; several, one a line, are answered one a line
-    #[arg(long, value_name = "FILE", conflicts_with = "path")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) spec: Option<PathBuf>,
     /// Plan for a device with this much memory, all of it free
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
@@ -149,7 +149,7 @@ pub(crate) struct RunArgs {
     /// Strategy of all components
     #[arg(long, value_enum, conflicts_with = "plan")]
     pub(crate) strategy: Option<StrategyName>,
-    /// Run exactly this plan, as `mm plan --json` writes it
+    /// Run exactly this plan, or the one in this answer of `mm run --json`
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
     /// Record what happened when as a Chrome trace, .json; opens in Perfetto and with `mm trace`

@@ -28,7 +28,7 @@ pub(crate) enum Failure {
     #[error("{}", infeasible(.0))]
     Infeasible(Infeasible),
     /// The plan given is not for this.
-    #[error("the plan in {} is refused: {reason}; make a new one with `mm plan`", file.display())]
+    #[error("the plan in {} is refused: {reason}; a plan that suits is in the answer of `mm run --json`", file.display())]
     PlanRefused { file: PathBuf, reason: String },
     /// Correct the spec.
     #[error("bad spec: {text}")]
@@ -141,11 +141,12 @@ impl From<mm_probe::InspectError> for Failure {
 
 impl From<mm_cache::ContentError> for Failure {
     fn from(error: mm_cache::ContentError) -> Self {
-        let (mm_cache::ContentError::Io { path, .. } | mm_cache::ContentError::NotAFile { path }) = &error else {
-            return Self::Checkpoint(error.to_string());
+        let (file, reason) = match error {
+            mm_cache::ContentError::Io { path, source } => (path, format!("cannot be read: {source}")),
+            mm_cache::ContentError::NotAFile { path } => (path, "is not a regular file and has no content id".into()),
+            other => return Self::Checkpoint(other.to_string()),
         };
-        let (file, text) = (path.clone(), error.to_string());
-        Self::File { code: "unreadable", file, reason: text }
+        Self::File { code: "unreadable", file, reason }
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Report {
     stall_ns: u64,
     cache: Cache,
     notes: Vec<Note>,
+    /// What was run; can be given to another run.
+    plan: Plan,
 }
 
 #[derive(Debug, Serialize)]
@@ -89,6 +91,7 @@ impl Report {
             passes,
             cache: Cache { hits: cache.hits, misses: cache.misses },
             notes,
+            plan: plan.clone(),
         }
     }
 

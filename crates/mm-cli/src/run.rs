@@ -12,6 +12,7 @@ use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::EngineError;
 use mm_plan::{DType, Plan, Policy};
+use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::time::Instant;
@@ -89,11 +90,14 @@ fn expect_extension(flag: &str, file: &Path, extension: &str, why: &str) -> Resu
     }
 }
 
+/// A plan, on its own or in the answer of a run.
 fn read_plan(file: &Path) -> Result<Plan, Failure> {
     let bad = |reason| Failure::File { code: "bad_plan", file: file.to_owned(), reason };
     let text = std::fs::read(file).map_err(|error| bad(format!("cannot be read: {error}")))?;
-    let plan: Plan =
-        serde_json::from_slice(&text).map_err(|error| bad(format!("is no plan of `mm plan --json`: {error}")))?;
+    let no_plan = |error| bad(format!("holds no plan: {error}"));
+    let mut document: Value = serde_json::from_slice(&text).map_err(no_plan)?;
+    let plan = document.get_mut("plan").map(Value::take).unwrap_or(document);
+    let plan: Plan = serde_json::from_value(plan).map_err(no_plan)?;
     match plan.schema {
         1 => Ok(plan),
         other => Err(bad(format!("is a plan of schema {other}; this version reads 1"))),
@@ -156,7 +160,7 @@ fn request(args: &RunArgs) -> Result<Request, Failure> {
 /// The side of the images that the checkpoint's VAE was made for.
 fn side(checkpoint: &Path) -> u32 {
     let config = std::fs::read(checkpoint.join("vae/config.json")).ok();
-    let config: Option<serde_json::Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
+    let config: Option<Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
     let side = config.and_then(|config| config.get("sample_size")?.as_u64());
     side.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0).unwrap_or(SIDE)
 }
