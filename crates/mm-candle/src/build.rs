@@ -70,7 +70,8 @@ struct State {
 /// A model under construction.
 pub(crate) struct Build {
     weights: Arc<Weights>,
-    device: Arc<HostDevice>,
+    /// `None`: no weights are read.
+    device: Option<Arc<HostDevice>>,
     /// Tensors known to be shared between groups.
     shared: BTreeSet<String>,
     /// Bounds the length of any home, bytes.
@@ -79,17 +80,18 @@ pub(crate) struct Build {
     link: Link,
 }
 
-/// Builds a model and describes it as a module.
+/// Builds a model and describes it as a module. `device` counts what building holds; `None`: building
+/// reads no weights at all, and a model that computes with them while it is built is refused.
 pub(crate) fn build<M>(
     name: &str,
     weights: &Arc<Weights>,
     dtype: DType,
-    device: &Arc<HostDevice>,
+    device: Option<&Arc<HostDevice>>,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> Result<(M, ModuleSpec<mm_engine::HostBuffer>, Link)> {
     let mut shared = BTreeSet::new();
     loop {
-        let build = Arc::new(Build::new(weights.clone(), device.clone(), shared.clone()));
+        let build = Arc::new(Build::new(weights.clone(), device.cloned(), shared.clone()));
         let backend: Box<dyn SimpleBackend> = Box::new(Backend(build.clone()));
         let outer = SCOPE.with_borrow_mut(|scope| scope.replace(build.clone()));
         let restore = Restore(outer);
@@ -119,7 +121,7 @@ pub(crate) fn scope() -> Option<Arc<Build>> {
 }
 
 impl Build {
-    fn new(weights: Arc<Weights>, device: Arc<HostDevice>, shared: BTreeSet<String>) -> Self {
+    fn new(weights: Arc<Weights>, device: Option<Arc<HostDevice>>, shared: BTreeSet<String>) -> Self {
         // Eight bytes for the widest element.
         let longest = (weights.names().filter_map(|n| weights.get(n)))
             .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
@@ -185,7 +187,7 @@ impl Build {
             Some(group) => &mut state.groups[group],
             None => &mut state.rest,
         };
-        let tensor = part.append(source, dtype, self.longest, &self.device)?;
+        let tensor = part.append(source, dtype, self.longest, self.device.as_ref())?;
         state.given.insert(key, (place, tensor.clone()));
         Ok(tensor)
     }
@@ -217,7 +219,13 @@ impl Build {
 }
 
 impl Part {
-    fn append(&mut self, source: &TensorSlice, dtype: DType, longest: u64, device: &Arc<HostDevice>) -> Result<Tensor> {
+    fn append(
+        &mut self,
+        source: &TensorSlice,
+        dtype: DType,
+        longest: u64,
+        device: Option<&Arc<HostDevice>>,
+    ) -> Result<Tensor> {
         let fail = |reason: String| {
             Error::Msg(format!("{}: tensor {}: {reason}", source.file().display(), source.name())).bt()
         };
@@ -239,7 +247,11 @@ impl Part {
                     Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
                 };
                 let bound = usize::try_from(longest / to.size()).map_err(|e| fail(e.to_string()))?;
-                self.slabs.push((Slab::new(to), empty_home(dtype, bound, room)?));
+                let home = empty_home(dtype, bound, if device.is_some() { room } else { 0 })?;
+                if device.is_none() {
+                    evict(&home)?;
+                }
+                self.slabs.push((Slab::new(to), home));
                 self.slabs.len() - 1
             }
         };
@@ -247,16 +259,18 @@ impl Part {
         let before = slab.bytes();
         let offset = slab.push(source.clone());
         let grown = slab.bytes() - before;
-        let mut buffer = from_storage(evict(home)?).map_err(|_| fail("its home is closed".to_owned()))?;
-        let outcome = match buffer.grow(slab.bytes()) {
-            true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
-            false => Err(fail(format!("no memory for {grown} bytes more"))),
-        };
-        swap(home, into_storage(buffer))?;
-        outcome?;
-        match &mut self.reserved {
-            Some(reserved) => reserved.grow(grown),
-            None => self.reserved = Some(device.reserve(grown)),
+        if let Some(device) = device {
+            let mut buffer = from_storage(evict(home)?).map_err(|_| fail("its home is closed".to_owned()))?;
+            let outcome = match buffer.grow(slab.bytes()) {
+                true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
+                false => Err(fail(format!("no memory for {grown} bytes more"))),
+            };
+            swap(home, into_storage(buffer))?;
+            outcome?;
+            match &mut self.reserved {
+                Some(reserved) => reserved.grow(grown),
+                None => self.reserved = Some(device.reserve(grown)),
+            }
         }
         let start = usize::try_from(offset / to.size()).map_err(|e| fail(e.to_string()))?;
         home.narrow(0, start, source.shape().iter().product())?.reshape(source.shape())

@@ -5,7 +5,7 @@ use candle_core::Result;
 use candle_nn::VarBuilder;
 use mm_cache::{LoadError, Weights};
 use mm_engine::{HostDevice, ModelManager, Module, timeline::Timeline};
-use mm_plan::{Machine, Policy};
+use mm_plan::{Component as Description, Machine, Policy};
 use std::{ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
@@ -38,7 +38,7 @@ impl Manager {
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.weights(spec)?;
         let device = self.engine.device();
-        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, device, make)?;
+        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, Some(device), make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);
         let module = Module::new(module, device.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
@@ -58,6 +58,20 @@ impl Manager {
             Err(other) => Err(mm_engine::EngineError::Misuse(other.to_string()).into()),
         }
     }
+}
+
+/// What the planner would be told about a component, without reading its weights: the model is built over
+/// tensors that have no memory. The model comes along; it can't be run.
+///
+/// # Errors
+/// The files can't be used; `build` fails, which it also does where it computes with weights.
+pub fn describe<M>(
+    spec: &LoadSpec,
+    make: impl Fn(VarBuilder<'_>) -> Result<M>,
+) -> std::result::Result<(Description, M), Error> {
+    let (model, mut module, _) = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, None, make)?;
+    (module.phase, module.passes) = (spec.phase, spec.passes);
+    Ok((module.description(), model))
 }
 
 impl Deref for Manager {

@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod describe;
 mod error;
 mod folder;
 mod latents;
@@ -42,6 +43,7 @@ mod tokenizer;
 mod trace;
 mod z_image;
 
+pub use describe::describe;
 pub use error::Error;
 pub use folder::Folder;
 pub use load::{LoadOptions, Loader, Passes, Unmanaged};
