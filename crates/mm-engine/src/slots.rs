@@ -102,7 +102,8 @@ impl<D: Device> Slots<D> {
 
     /// Puts `group` into its homes, waiting for its copy; starts the copy where nobody had foreseen it.
     pub(crate) fn acquire(&mut self, module: &Module<D>, group: usize, order: &Order) -> Result<()> {
-        let index = match self.slots.iter().position(|slot| slot.holds() == Some(group)) {
+        let held = self.slots.iter().position(|slot| slot.holds() == Some(group));
+        let index = match held {
             Some(index) => index,
             None => {
                 let index = self.victim(order).ok_or_else(|| {
@@ -121,7 +122,14 @@ impl<D: Device> Slots<D> {
             *leases += 1;
             return Ok(());
         }
-        self.land(module, index)?;
+        match self.land(module, index) {
+            // Foreseen copies may have failed long ago, in a pass that is over: what counts is now.
+            Err(_) if held.is_some() => {
+                self.start(module, index, group)?;
+                self.land(module, index)?;
+            }
+            outcome => outcome?,
+        }
         self.put_home(module, index, group)?;
         self.slots[index].state = State::Leased { group, leases: 1 };
         Ok(())

@@ -38,9 +38,24 @@ pub struct HostDevice {
     jobs: Sender<Job>,
 }
 
-/// A copy under way on a worker thread.
+/// A copy under way on a worker thread. Dropping it unfinished waits for it and gives its memory back.
 pub struct HostCopy {
     outcome: Receiver<Outcome>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for HostCopy {
+    fn drop(&mut self) {
+        let left = match self.outcome.recv() {
+            Ok(Ok(buffer)) => Some(buffer),
+            Ok(Err(failed)) => failed.buffer,
+            // The usual case: `finish` took the outcome.
+            Err(_) => None,
+        };
+        if let Some(buffer) = left {
+            self.shared.subtract(buffer.len());
+        }
+    }
 }
 
 impl HostDevice {
@@ -87,7 +102,7 @@ impl Reservation {
     /// Counts `bytes` more.
     pub fn grow(&mut self, bytes: u64) {
         self.device.shared.add(bytes);
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
@@ -139,6 +154,9 @@ impl Device for HostDevice {
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<HostBuffer> {
         let mut buffer = HostBuffer::empty(dtype)
             .ok_or_else(|| EngineError::Misuse(format!("weights of dtype {dtype} can't be computed with")))?;
+        if !bytes.is_multiple_of(dtype.size()) {
+            return Err(EngineError::Misuse(format!("{bytes} bytes are no whole number of {dtype} elements")));
+        }
         {
             let mut memory = self.shared.memory.lock();
             let in_use = memory.in_use.checked_add(bytes).filter(|sum| *sum <= memory.budget);
@@ -176,7 +194,7 @@ impl Device for HostDevice {
             // No worker is left; the closed channel says so to `finish`.
             self.shared.subtract(unsent.into_inner().into.len());
         }
-        HostCopy { outcome }
+        HostCopy { outcome, shared: self.shared.clone() }
     }
 
     fn finish(&self, copy: HostCopy) -> Result<HostBuffer, CopyFailed<HostBuffer>> {

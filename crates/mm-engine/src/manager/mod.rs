@@ -10,8 +10,12 @@ use crate::{Device, DeviceMemory, EngineError, Module, ModuleStats, Result, time
 use mm_cache::{LoadCache, LoadError};
 use mm_plan::{Machine, Plan, Policy, Strategy};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use registry::Registry;
-use std::sync::Arc;
+use registry::{Entry, Registry};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    thread::{self, ThreadId},
+};
 
 /// An override that is in force while its guard lives.
 struct Override {
@@ -32,6 +36,8 @@ pub(crate) struct State<D: Device> {
     next_id: u64,
     /// Counts runs; tells which component was used last.
     clock: u64,
+    /// Which thread waits for which.
+    waiting: HashMap<ThreadId, ThreadId>,
 }
 
 /// Holds components, decides by a plan what is on the device, and runs exactly that plan.
@@ -69,6 +75,7 @@ impl<D: Device> ModelManager<D> {
             plan: None,
             next_id: 0,
             clock: 0,
+            waiting: HashMap::new(),
         };
         let cache = LoadCache::new();
         Ok(Arc::new(Self { device, timeline, cache, state: Mutex::new(state), idle: Condvar::new() }))
@@ -123,23 +130,30 @@ impl<D: Device> ModelManager<D> {
     /// one name more. It is planned with the others at the next run.
     ///
     /// # Errors
-    /// `Misuse`: the name belongs to another module.
+    /// `Misuse`: the name belongs to another module, or the module is on another device.
     pub fn register(self: &Arc<Self>, name: &str, module: &Arc<Module<D>>) -> Result<Registration<D>> {
+        if !Arc::ptr_eq(&module.device, &self.device) {
+            return Err(EngineError::Misuse(format!("{name} was built for another device than its manager's")));
+        }
         let mut state = self.lock();
-        state.registry.add(name, module)?;
+        let entry = state.registry.add(name, module)?;
         state.plan = None;
-        Ok(Registration::new(self, name))
+        Ok(Registration::new(self, name, entry))
     }
 
-    /// Takes a registration back. The component leaves the device when nobody holds it any more.
-    pub(crate) fn unregister(&self, name: &str) {
+    /// Takes a registration back. The component leaves the device when nobody holds it any more and
+    /// its run, if one is under way, has ended.
+    pub(crate) fn unregister(&self, name: &str, entry: u64) {
         let mut state = self.lock();
-        if let Some(module) = state.registry.remove(name) {
-            state.plan = None;
+        let module = state.registry.remove(name, entry);
+        state.plan = None;
+        if let Some(module) = &module {
             // An error has nobody to hear it here; the device's account shows what stayed.
             let _ = module.unload();
         }
-        self.idle.notify_all();
+        self.wake(&mut state);
+        // What the module holds may take this lock when it is dropped.
+        drop(state);
     }
 
     /// Replaces the policy; the next run plans anew.
@@ -163,9 +177,14 @@ impl<D: Device> ModelManager<D> {
     /// `PlanMismatch` says where it doesn't fit what is registered, or the device.
     pub fn apply_plan(&self, plan: Plan) -> Result<Arc<Plan>> {
         let mut state = self.lock();
-        state.registry.check(&plan, &*self.device)?;
         let plan = Arc::new(plan);
-        self.enforce(&mut state, &plan)?;
+        loop {
+            state.registry.check(&plan, &*self.device)?;
+            match self.enforce(&state, &plan)? {
+                None => break,
+                Some(owner) => self.wait(&mut state, owner)?,
+            }
+        }
         state.given = Some(plan.clone());
         state.plan = Some(plan.clone());
         Ok(plan)
@@ -217,24 +236,62 @@ impl<D: Device> ModelManager<D> {
     /// `Misuse` while a component runs: then nothing changed.
     pub fn clear(&self) -> Result<()> {
         let mut state = self.lock();
+        // Dropped after the lock is released: what a module holds may take it.
         let modules = state.registry.clear()?;
         (state.policy, state.given, state.plan) = (Policy::default(), None, None);
         state.overrides.clear();
         self.cache.clear();
-        modules.into_iter().map(|module| module.unload()).fold(Ok(()), Result::and)
+        let outcome = modules.iter().map(|module| module.unload()).fold(Ok(()), Result::and);
+        drop(state);
+        outcome
     }
 
     fn lock(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock()
     }
 
-    /// The plan in force; makes one where something changed.
-    fn planned(&self, state: &mut State<D>) -> Result<Arc<Plan>> {
-        if let Some(plan) = &state.plan {
-            return Ok(plan.clone());
+    /// Waits until a run or a registration of another thread ends. `owner` runs what is in the way.
+    fn wait(&self, state: &mut MutexGuard<'_, State<D>>, owner: ThreadId) -> Result<()> {
+        let here = thread::current().id();
+        let mut next = Some(owner);
+        for _ in 0..=state.waiting.len() {
+            let Some(thread) = next else { break };
+            if thread == here {
+                let text = "two threads each run a component and wait for the other's; run them one after the other";
+                return Err(EngineError::Misuse(text.to_owned()));
+            }
+            next = state.waiting.get(&thread).copied();
         }
+        state.waiting.insert(here, owner);
+        self.idle.wait(state);
+        state.waiting.remove(&here);
+        Ok(())
+    }
+
+    /// Whoever waits looks again.
+    fn wake(&self, state: &mut State<D>) {
+        state.waiting.clear();
+        self.idle.notify_all();
+    }
+
+    /// The plan in force; makes one where something changed, waiting for runs of other threads that it
+    /// would change.
+    fn planned(&self, state: &mut MutexGuard<'_, State<D>>) -> Result<Arc<Plan>> {
+        loop {
+            if let Some(plan) = &state.plan {
+                return Ok(plan.clone());
+            }
+            let plan = self.make_plan(state)?;
+            match self.enforce(state, &plan)? {
+                None => state.plan = Some(plan),
+                Some(owner) => self.wait(state, owner)?,
+            }
+        }
+    }
+
+    fn make_plan(&self, state: &State<D>) -> Result<Arc<Plan>> {
         let given = state.given.clone().filter(|_| state.overrides.is_empty());
-        let plan = match given {
+        Ok(match given {
             Some(plan) if state.registry.check(&plan, &*self.device).is_ok() => plan,
             _ => {
                 let mut policy = state.policy.clone();
@@ -247,25 +304,24 @@ impl<D: Device> ModelManager<D> {
                 }
                 Arc::new(mm_plan::plan(&state.machine, &state.registry.descriptions(), &policy)?)
             }
-        };
-        self.enforce(state, &plan)?;
-        state.plan = Some(plan.clone());
-        Ok(plan)
+        })
     }
 
-    /// Takes off the device what the new plan places differently.
-    fn enforce(&self, state: &mut State<D>, plan: &Arc<Plan>) -> Result<()> {
-        for entry in state.registry.entries() {
-            let same = entry.applied.as_ref() == plan.component(entry.module.name());
-            if entry.module.is_loaded() && !same {
-                if entry.runs > 0 {
-                    let name = entry.module.name();
-                    return Err(EngineError::Misuse(format!("{name} is running; its strategy can't change now")));
-                }
-                entry.module.unload()?;
-            }
+    /// Takes off the device what the new plan places differently. Where another thread runs such a
+    /// component nothing is touched, and that thread is returned.
+    fn enforce(&self, state: &State<D>, plan: &Plan) -> Result<Option<ThreadId>> {
+        let here = thread::current().id();
+        let same = |entry: &Entry<D>| entry.applied.as_ref() == plan.component(entry.module.name());
+        let changed = || state.registry.entries().filter(|e| !e.leaving && e.module.is_loaded() && !same(e));
+        let running = || changed().filter(|e| e.runs > 0);
+        if let Some(mine) = running().find(|e| e.thread == Some(here)) {
+            let name = mine.module.name();
+            return Err(EngineError::Misuse(format!("{name} is running; its strategy can't change now")));
         }
-        Ok(())
+        if let Some(owner) = running().find_map(|e| e.thread) {
+            return Ok(Some(owner));
+        }
+        changed().map(|entry| entry.module.unload()).fold(Ok(()), Result::and).map(|()| None)
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Entry<D: Device> {
     pub(super) thread: Option<ThreadId>,
     /// When it was used last.
     pub(super) used: u64,
+    /// Nobody holds it any more; it goes when its run ends.
+    pub(super) leaving: bool,
 }
 
 struct Name {
@@ -41,30 +43,42 @@ impl<D: Device> Default for Registry<D> {
 }
 
 impl<D: Device> Registry<D> {
-    pub(super) fn add(&mut self, name: &str, module: &Arc<Module<D>>) -> Result<()> {
+    /// Returns the number of the module's entry.
+    pub(super) fn add(&mut self, name: &str, module: &Arc<Module<D>>) -> Result<u64> {
         let known = self.entries.iter().find(|(_, e)| Arc::ptr_eq(&e.module, module)).map(|(id, _)| *id);
         if let Some(named) = self.names.get_mut(name) {
             if Some(named.entry) != known {
-                return Err(EngineError::Misuse(format!(
-                    "another component is registered as {name:?}; drop its registration or choose another name"
-                )));
+                return Err(taken(name));
             }
             named.registrations += 1;
-            return Ok(());
+            return Ok(named.entry);
+        }
+        // A plan knows a module by its own name, so that must be nobody else's either.
+        let own = module.name();
+        let others = || self.entries.iter().filter(|(id, e)| Some(**id) != known && !e.leaving);
+        if let Some(clash) = [own, name].into_iter().find(|n| others().any(|(_, e)| e.module.name() == *n)) {
+            return Err(taken(clash));
+        }
+        if self.names.get(own).is_some_and(|named| Some(named.entry) != known) {
+            return Err(taken(own));
         }
         let entry = known.unwrap_or_else(|| {
             self.next += 1;
-            let entry = Entry { module: module.clone(), applied: None, runs: 0, thread: None, used: 0 };
+            let entry = Entry { module: module.clone(), applied: None, runs: 0, thread: None, used: 0, leaving: false };
             self.entries.insert(self.next, entry);
             self.next
         });
+        if let Some(known) = self.entries.get_mut(&entry) {
+            known.leaving = false;
+        }
         self.names.insert(name.to_owned(), Name { entry, registrations: 1 });
-        Ok(())
+        Ok(entry)
     }
 
-    /// One registration less; the module, if that was its last.
-    pub(super) fn remove(&mut self, name: &str) -> Option<Arc<Module<D>>> {
-        let named = self.names.get_mut(name)?;
+    /// One registration less; the module, if that was its last and it isn't running. Registrations
+    /// from before a `clear` count for nothing.
+    pub(super) fn remove(&mut self, name: &str, entry: u64) -> Option<Arc<Module<D>>> {
+        let named = self.names.get_mut(name).filter(|named| named.entry == entry)?;
         named.registrations -= 1;
         if named.registrations > 0 {
             return None;
@@ -73,7 +87,20 @@ impl<D: Device> Registry<D> {
         if self.names.values().any(|other| other.entry == entry) {
             return None;
         }
+        let last = self.entries.get_mut(&entry)?;
+        last.leaving = true;
+        if last.runs > 0 {
+            return None;
+        }
         self.entries.remove(&entry).map(|e| e.module)
+    }
+
+    /// A run ended; the module, if nobody holds it any more.
+    pub(super) fn end_run(&mut self, module: &Arc<Module<D>>) -> Option<Arc<Module<D>>> {
+        let (id, entry) = self.entries.iter_mut().find(|(_, e)| Arc::ptr_eq(&e.module, module))?;
+        (entry.runs, entry.thread) = (0, None);
+        let id = entry.leaving.then_some(*id)?;
+        self.entries.remove(&id).map(|e| e.module)
     }
 
     pub(super) fn names(&self) -> Vec<String> {
@@ -85,7 +112,7 @@ impl<D: Device> Registry<D> {
     }
 
     pub(super) fn modules(&self) -> impl Iterator<Item = &Arc<Module<D>>> {
-        self.entries.values().map(|e| &e.module)
+        self.entries.values().filter(|e| !e.leaving).map(|e| &e.module)
     }
 
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<D>> {
@@ -193,15 +220,22 @@ fn check_component(component: &Component, plan: &ComponentPlan, peak: u64) -> Re
     }
 }
 
+fn taken(name: &str) -> EngineError {
+    EngineError::Misuse(format!(
+        "another component is registered as {name:?}; drop its registration or choose another name"
+    ))
+}
+
 /// A registration; dropping it unregisters.
 pub struct Registration<D: Device> {
     manager: Weak<ModelManager<D>>,
     name: String,
+    entry: u64,
 }
 
 impl<D: Device> Registration<D> {
-    pub(super) fn new(manager: &Arc<ModelManager<D>>, name: &str) -> Self {
-        Self { manager: Arc::downgrade(manager), name: name.to_owned() }
+    pub(super) fn new(manager: &Arc<ModelManager<D>>, name: &str, entry: u64) -> Self {
+        Self { manager: Arc::downgrade(manager), name: name.to_owned(), entry }
     }
 
     /// The name registered.
@@ -213,7 +247,7 @@ impl<D: Device> Registration<D> {
 impl<D: Device> Drop for Registration<D> {
     fn drop(&mut self) {
         if let Some(manager) = self.manager.upgrade() {
-            manager.unregister(&self.name);
+            manager.unregister(&self.name, self.entry);
         }
     }
 }

@@ -3,7 +3,10 @@
 use super::{ModelManager, State};
 use crate::{Device, EngineError, Module, Result};
 use mm_plan::Strategy;
-use std::{sync::Arc, thread};
+use std::{
+    sync::Arc,
+    thread::{self, ThreadId},
+};
 
 impl<D: Device> ModelManager<D> {
     /// Puts a registered component on the device as the plan says and begins a pass of it. Waits
@@ -19,41 +22,46 @@ impl<D: Device> ModelManager<D> {
             let unknown = || EngineError::Misuse(format!("{} is not registered with this manager", module.name()));
             let placement = plan.component(module.name()).cloned().ok_or_else(unknown)?;
             let entry = state.registry.entry_of(module).ok_or_else(unknown)?;
-            if entry.runs > 0 {
-                if entry.thread == Some(thread::current().id()) {
+            let here = thread::current().id();
+            let owner = match entry.thread.filter(|_| entry.runs > 0) {
+                Some(owner) if owner == here => {
                     return Err(EngineError::Misuse(format!("{} is run inside its own run(..)", module.name())));
                 }
-            } else if module.is_loaded() || self.make_room(&mut state, module, placement.engine_bytes, &plan)? {
+                Some(owner) => Some(owner),
+                None if module.is_loaded() => None,
+                None => self.make_room(&mut state, module, placement.engine_bytes, &plan)?,
+            };
+            let Some(owner) = owner else {
                 module.load(&placement)?;
                 state.clock += 1;
                 let used = state.clock;
                 let entry = state.registry.entry_of(module).ok_or_else(unknown)?;
                 (entry.applied, entry.used) = (Some(placement), used);
-                (entry.runs, entry.thread) = (1, Some(thread::current().id()));
+                (entry.runs, entry.thread) = (1, Some(here));
                 module.begin_pass();
                 let start_ns = self.timeline.now();
                 return Ok(Run { manager: self.clone(), module: module.clone(), start_ns, ended: false });
-            }
-            self.idle.wait(&mut state);
+            };
+            self.wait(&mut state, owner)?;
         }
     }
 
     /// Takes idle components off the device, least recently used first, those of other phases before
-    /// those of this one, until `bytes` more stay within the plan's peak. `false`: other threads run
-    /// what is in the way.
+    /// those of this one, until `bytes` more stay within the plan's peak. A thread is returned where it
+    /// runs what is in the way.
     fn make_room(
         &self,
         state: &mut State<D>,
         module: &Arc<Module<D>>,
         bytes: u64,
         plan: &mm_plan::Plan,
-    ) -> Result<bool> {
+    ) -> Result<Option<ThreadId>> {
         let phase = plan.phases.iter().find(|p| p.components.iter().any(|c| c == module.name()));
         loop {
             let loaded = || state.registry.entries().filter(|e| e.module.is_loaded());
             let held: u64 = loaded().filter_map(|e| e.applied.as_ref()).map(|p| p.engine_bytes).sum();
             if held.saturating_add(bytes) <= plan.peak.device {
-                return Ok(true);
+                return Ok(None);
             }
             let kept =
                 |e: &super::registry::Entry<D>| e.applied.as_ref().is_some_and(|p| p.strategy == Strategy::NoOffload);
@@ -74,11 +82,12 @@ impl<D: Device> ModelManager<D> {
                     mine.module.name()
                 )));
             }
-            if loaded().all(|e| e.runs == 0) {
+            let owner = loaded().find(|e| e.runs > 0).and_then(|e| e.thread);
+            if owner.is_none() {
                 let text = format!("{} doesn't fit its own plan: {held} bytes are held", module.name());
                 return Err(EngineError::Internal(text));
             }
-            return Ok(false);
+            return Ok(owner);
         }
     }
 }
@@ -106,11 +115,11 @@ impl<D: Device> Run<D> {
         }
         let outcome = self.module.end_pass(self.start_ns, complete);
         let mut state = self.manager.lock();
-        if let Some(entry) = state.registry.entry_of(&self.module) {
-            (entry.runs, entry.thread) = (0, None);
-        }
+        let gone = state.registry.end_run(&self.module);
+        let outcome = outcome.and(gone.as_ref().map_or(Ok(()), |module| module.unload()));
+        self.manager.wake(&mut state);
+        // What the module holds may take this lock when it is dropped.
         drop(state);
-        self.manager.idle.notify_all();
         outcome
     }
 }
