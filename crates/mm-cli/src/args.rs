@@ -92,7 +92,10 @@ pub(crate) struct PlanArgs {
     /// Passes of a component per request; may be repeated
     #[arg(long, value_name = "NAME=N")]
     pub(crate) passes: Vec<Count>,
-    /// Count weights as cast to this type instead of as stored
+    /// Plan exactly as `mm run` with this device would, for a pipeline it can run: cpu, cuda or cuda:N
+    #[arg(long, conflicts_with = "spec")]
+    pub(crate) device: Option<DeviceName>,
+    /// Count weights as cast to this type instead of as stored, or as the device's default
     #[arg(long, value_enum, conflicts_with = "spec")]
     pub(crate) dtype: Option<ComputeType>,
     /// Answer with a JSON document

@@ -28,7 +28,7 @@ pub(crate) enum Failure {
     #[error("{}", infeasible(.0))]
     Infeasible(Infeasible),
     /// The plan given is not for this.
-    #[error("the plan in {} is refused: {reason}; a plan that suits is in the answer of `mm run --json`", file.display())]
+    #[error("the plan in {} is refused: {reason}; `mm plan --device cpu` makes plans for such a run", file.display())]
     PlanRefused { file: PathBuf, reason: String },
     /// Correct the spec.
     #[error("bad spec: {text}")]

@@ -1,11 +1,12 @@
 //! `mm plan`: decides, and says why.
 
-use crate::args::{Count, PlanArgs};
-use crate::exit::Failure;
+use crate::args::{ComputeType, Count, DeviceName, PlanArgs};
+use crate::exit::{Failure, Stage};
 use crate::size::show;
 use crate::spec;
 use crate::table::{Table, print, print_document};
-use mm_plan::{Component, Machine, Plan, Spec};
+use mm_diffusion::{Folder, LoadOptions};
+use mm_plan::{Component, DType, Machine, Plan, Policy, Spec};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -21,10 +22,35 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// This machine and the components of a checkpoint.
+/// A machine and the components of a checkpoint: this machine with its first GPU and what the headers say; or, for a
+/// device that is named, exactly what a run on it would plan.
 fn from_checkpoint(path: &Path, args: &PlanArgs) -> Result<Spec, Failure> {
-    let components = mm_probe::inspect(path, args.dtype.map(Into::into))?.to_plan();
-    Ok(Spec { schema: 1, machine: mm_probe::probe().machine(None), components, policy: mm_plan::Policy::default() })
+    let report = mm_probe::probe();
+    let (machine, components) = match args.device {
+        None => (report.machine(None), mm_probe::inspect(path, args.dtype.map(Into::into))?.to_plan()),
+        Some(device) => {
+            let machine = match device {
+                DeviceName::Cpu => report.host_machine(args.vram.or(args.ram)),
+                DeviceName::Cuda(index) => report.machine(usize::try_from(index).ok()),
+            };
+            (machine, describe(path, &load_options(device, args.dtype)?)?)
+        }
+    };
+    Ok(Spec { schema: 1, machine, components, policy: Policy::default() })
+}
+
+fn describe(path: &Path, options: &LoadOptions) -> Result<Vec<Component>, Failure> {
+    Folder::open(path)
+        .and_then(|folder| mm_diffusion::describe(&folder, options))
+        .map_err(|error| Failure::of_pipeline(error, Stage::Load))
+}
+
+/// A pipeline on this device: f32 on the CPU and bf16 on CUDA, unless a type is given.
+pub(crate) fn load_options(device: DeviceName, dtype: Option<ComputeType>) -> Result<LoadOptions, Failure> {
+    let default = if device == DeviceName::Cpu { ComputeType::F32 } else { ComputeType::Bf16 };
+    let name = DType::from(dtype.unwrap_or(default)).name();
+    let unknown = |_| Failure::usage("--dtype", format!("{name} is no type to compute in"));
+    Ok(LoadOptions { dtype: name.parse().map_err(unknown)?, ..LoadOptions::default() })
 }
 
 /// Plans a spec as the flags change it.

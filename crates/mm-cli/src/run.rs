@@ -1,17 +1,17 @@
 //! `mm run`: an image, by a pipeline whose memory is managed.
 
-use crate::args::{ComputeType, DeviceName, RunArgs};
+use crate::args::{DeviceName, RunArgs};
 use crate::exit::{Failure, Stage};
 use crate::memory::Watch;
 use crate::output::OutputFile;
-use crate::plan::present;
+use crate::plan::{load_options, present};
 use crate::report::Report;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::EngineError;
-use mm_plan::{DType, Plan, Policy};
+use mm_plan::{Plan, Policy};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::path::Path;
@@ -123,9 +123,8 @@ fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {
     let encode = if args.guidance > 0.0 { 2 } else { 1 };
     // The tensors on the way include one more pass.
     let denoise = args.steps + u32::from(args.dump.is_some());
-    let dtype = DType::from(args.dtype.unwrap_or(ComputeType::F32)).name();
-    let dtype = dtype.parse().map_err(|_| Failure::usage("--dtype", format!("{dtype} is no type to compute in")))?;
-    let options = LoadOptions { dtype, passes: Passes { encode, denoise, ..Passes::default() } };
+    let passes = Passes { encode, denoise, ..Passes::default() };
+    let options = LoadOptions { passes, ..load_options(args.device, args.dtype)? };
     Folder::open(&args.path)
         .and_then(|folder| ZImage::load(&folder, &options, manager))
         .map_err(|error| Failure::of_pipeline(error, Stage::Load))

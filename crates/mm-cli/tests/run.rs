@@ -141,13 +141,28 @@ fn a_plan_that_was_run_can_be_run_again() {
 }
 
 #[test]
+fn a_plan_for_the_cpu_is_what_a_run_does() {
+    let folder = folder();
+    let file = file(&folder, "plan.json");
+    for budget in ["4MiB", "12MiB", "64MiB"] {
+        let sizes = ["--vram", budget, "--ram", "8GiB", "--json"];
+        let planned = mm([&["plan", SHAPES, "--device", "cpu"][..], &sizes[..]].concat()).ok();
+        let made = draw(SHAPES, folder.path(), &sizes).ok().json();
+        assert_eq!(made["plan"], planned.json(), "{budget}");
+        fs::write(&file, planned.stdout).expect("writes");
+        let given = draw(SHAPES, folder.path(), &[&["--plan", text(&file)][..], &sizes[..]].concat()).ok().json();
+        assert_eq!((&given["plan"], &given["peak"]["device"]), (&made["plan"], &made["peak"]["planned_device"]));
+    }
+}
+
+#[test]
 fn a_plan_that_is_not_for_this_checkpoint_is_refused() {
     let folder = folder();
     let plan = file(&folder, "plan.json");
     // Of the stored bf16, where the run computes in f32.
-    fs::write(&plan, mm(["plan", SHAPES, "--vram", "8MiB", "--json"]).ok().stdout).expect("writes");
+    fs::write(&plan, mm(["plan", SHAPES, "--vram", "64MiB", "--json"]).ok().stdout).expect("writes");
     let answer = draw(SHAPES, folder.path(), &["--plan", text(&plan), "--json"]);
-    let answer = answer.fails(3, &["is refused", text(&plan), "text_encoder", "`mm run --json`"]);
+    let answer = answer.fails(3, &["is refused", text(&plan), "text_encoder", "mm plan --device cpu"]);
     assert_eq!(answer.json()["error"]["code"], "plan_refused");
     assert_eq!(names(folder.path()), ["plan.json"]);
 
