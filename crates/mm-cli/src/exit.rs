@@ -6,7 +6,7 @@ use mm_candle::Error as CandleError;
 use mm_engine::EngineError;
 use mm_plan::Infeasible;
 use serde_json::{Value, json};
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -100,12 +100,17 @@ impl Failure {
 
     /// Tells it: a sentence on standard error and, where JSON was asked for, a document on standard output.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
-        eprintln!("mm: {self}");
+        say(format_args!("{self}"));
         if json && let Err(error) = print(self.document()) {
-            eprintln!("mm: {error}");
+            say(format_args!("{error}"));
         }
         ExitCode::from(self.exit())
     }
+}
+
+/// A line on standard error. Where that is closed nobody is told.
+pub(crate) fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "mm: {text}");
 }
 
 /// What is missing, and the flag that would do.

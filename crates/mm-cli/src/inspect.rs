@@ -3,16 +3,23 @@
 use crate::args::InspectArgs;
 use crate::exit::Failure;
 use crate::size::show;
-use crate::table::{Table, print};
-use mm_plan::Stack;
+use crate::table::{Table, print, print_document};
+use mm_plan::{Component, Stack};
 use mm_probe::Checkpoint;
-use serde_json::json;
+use serde::Serialize;
+
+/// `components` is what a spec takes; what else was found stands beside it.
+#[derive(Serialize)]
+struct Answer {
+    schema: u32,
+    components: Vec<Component>,
+    checkpoint: Checkpoint,
+}
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let checkpoint = mm_probe::inspect(&args.path, args.dtype.map(Into::into))?;
     if args.json {
-        // `components` is what a spec takes; what else was found stands beside it.
-        return print(json!({"schema": 1, "components": checkpoint.to_plan(), "checkpoint": checkpoint}));
+        return print_document(&Answer { schema: 1, components: checkpoint.to_plan(), checkpoint });
     }
     print(table(&checkpoint))
 }

@@ -10,14 +10,14 @@ use mm_candle::Manager;
 use mm_engine::ModuleStats;
 use mm_plan::{Note, Plan, Strategy};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// What a run did. Bytes and nanoseconds, but for `seconds`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     schema: u32,
-    image: PathBuf,
+    image: String,
     image_blake3: String,
     strategy: Strategy,
     seconds: f64,
@@ -75,7 +75,7 @@ impl Report {
         let sampled = sampled.unwrap_or_default();
         Self {
             schema: 1,
-            image: image.to_owned(),
+            image: image.to_string_lossy().into_owned(),
             image_blake3: ContentId::of(png).to_string(),
             strategy: plan.strategy,
             seconds: took.as_secs_f64(),
@@ -118,7 +118,7 @@ impl Report {
         format!(
             "{} in {:.1} s by {}\nblake3 {}\n\non the device  {} at most, planned {}, budget {}\nactivation     {}\n\
              host           {} anonymous at most\n\n{passes}{notes}",
-            self.image.display(),
+            self.image,
             self.seconds,
             self.strategy,
             self.image_blake3,

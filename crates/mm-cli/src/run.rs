@@ -7,7 +7,7 @@ use crate::output::OutputFile;
 use crate::plan::{load_options, present};
 use crate::report::Report;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::EngineError;
@@ -167,7 +167,7 @@ fn side(checkpoint: &Path) -> u32 {
 /// On a terminal only; nothing is drawn elsewhere.
 fn bar(args: &RunArgs) -> ProgressBar {
     let passes = u64::from(args.steps) + if args.guidance > 0.0 { 3 } else { 2 };
-    let bar = ProgressBar::new(passes).with_message("loading");
+    let bar = ProgressBar::new(passes).with_message("loading").with_finish(ProgressFinish::AndClear);
     if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} passes, {eta} left") {
         bar.set_style(style);
     }

@@ -194,3 +194,19 @@ fn broken_timelines_are_named() {
     fs::write(&path, format!("{{\"traceEvents\": [], {other}}}")).expect("writes");
     assert_eq!(mm(["trace", text(&path), "--json"]).ok().json()["duration_ns"], 0);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_text_do_no_harm() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.safetensors"));
+    fs::copy(format!("{SHAPES}/vae/diffusion_pytorch_model.safetensors"), &path).expect("copies");
+    let mm = |command: &str| mm([command.as_ref(), path.as_os_str(), "--json".as_ref()]);
+    assert!(
+        mm("hash").ok().json()["files"][0]["path"].as_str().is_some_and(|path| path.ends_with("\u{fffd}.safetensors"))
+    );
+    mm("inspect").fails(2, &["UTF-8"]);
+    mm("plan").ok();
+    mm("trace").fails(4, &["is no timeline"]);
+}

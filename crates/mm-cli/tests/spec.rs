@@ -47,6 +47,17 @@ fn a_bad_line_is_answered_and_the_rest_still_run() {
 }
 
 #[test]
+fn a_line_that_is_no_text_is_bad_and_the_rest_still_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("specs");
+    let good = spec(1000).to_string();
+    fs::write(&path, [good.as_bytes(), b"\n{\"\xff\": 1}\r\n", good.as_bytes()].concat()).expect("writes");
+    let lines = mm(["plan", "--spec", text(&path)]).fails(4, &["line 2"]).lines();
+    let codes: Vec<_> = lines.iter().map(|line| line["error"]["code"].clone()).collect();
+    assert_eq!(codes, [Value::Null, json!("bad_spec"), Value::Null]);
+}
+
+#[test]
 fn the_exit_code_is_that_of_the_worst_line() {
     let code = |lines: &[String]| mm_reading(&["plan", "--spec", "-"], &lines.join("\n")).code;
     let (good, tight, bad) = (spec(1000).to_string(), spec(10).to_string(), "{\"schema\": 1,".to_owned());
