@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(back.as_slice(), stored.as_slice());
         // 1 + 2^-8 lies halfway between two bf16 values; the even one is 1.
         let mut tie = [0u8; 2];
-        cast(DType::F32, &1.003_906_25f32.to_le_bytes(), DType::Bf16, &mut tie).unwrap();
+        cast(DType::F32, &(1.0 + 0.5f32.powi(8)).to_le_bytes(), DType::Bf16, &mut tie).unwrap();
         assert_eq!(tie, half::bf16::from_f32(1.0).to_le_bytes());
     }
 

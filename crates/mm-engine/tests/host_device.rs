@@ -53,7 +53,8 @@ fn half_an_element_and_unknown_types_are_refused() {
 #[test]
 fn widening_is_exact_for_every_value() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
-    let cases: [(Dtype, fn(u16) -> f32); 2] =
+    type Widen = fn(u16) -> f32;
+    let cases: [(Dtype, Widen); 2] =
         [(Dtype::BF16, |b| bf16::from_bits(b).to_f32()), (Dtype::F16, |b| f16::from_bits(b).to_f32())];
     for (stored, expected) in cases {
         let mut filled = vec![0; 4 << 16];
@@ -69,7 +70,8 @@ fn narrowing_rounds_as_half_does() {
     let values = (0..=u16::MAX).flat_map(|high| [0, 1, 0x7FFF, 0x8000, 0x8001].map(|low| u32::from(high) << 16 | low));
     let values: Vec<f32> = values.map(f32::from_bits).collect();
     let stored: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let cases: [(DType, fn(f32) -> u16); 2] =
+    type Narrow = fn(f32) -> u16;
+    let cases: [(DType, Narrow); 2] =
         [(DType::Bf16, |x| bf16::from_f32(x).to_bits()), (DType::F16, |x| f16::from_f32(x).to_bits())];
     for (to, expected) in cases {
         let packed = slab(to, Dtype::F32, stored.clone());

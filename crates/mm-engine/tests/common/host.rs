@@ -7,10 +7,12 @@ use parking_lot::Mutex;
 use safetensors::Dtype;
 use std::{collections::HashMap, sync::Arc};
 
-#[derive(Clone, Default)]
-pub struct Shelf(Arc<Mutex<HashMap<(Option<usize>, usize), HostBuffer>>>);
+type Key = (Option<usize>, usize);
 
-fn key(place: Place, slab: usize) -> (Option<usize>, usize) {
+#[derive(Clone, Default)]
+pub struct Shelf(Arc<Mutex<HashMap<Key, HostBuffer>>>);
+
+fn key(place: Place, slab: usize) -> Key {
     match place {
         Place::Rest => (None, slab),
         Place::Group(group) => (Some(group), slab),

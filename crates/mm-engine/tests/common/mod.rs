@@ -19,10 +19,13 @@ use virtual_device::{VirtualBuffer, VirtualDevice};
 
 pub type Key = (Option<usize>, usize);
 
+/// The tensors of a slab: where each starts, and its bytes.
+type Parts = Vec<(usize, Vec<u8>)>;
+
 /// Checks each buffer put into a home against the bytes that belong there.
 pub struct Rack {
     device: VirtualDevice,
-    expected: HashMap<Key, Vec<(usize, Vec<u8>)>>,
+    expected: HashMap<Key, Parts>,
     held: Mutex<HashMap<Key, VirtualBuffer>>,
 }
 
@@ -101,7 +104,7 @@ pub fn even(name: &'static str, blocks: usize) -> Shape {
     Shape { name, phase: None, rest: 50, stacks: vec![vec![(100, 70); blocks]] }
 }
 
-fn slabs(shape: &Shape, place: usize, elements: (usize, usize)) -> (Vec<Slab>, Vec<Vec<(usize, Vec<u8>)>>) {
+fn slabs(shape: &Shape, place: usize, elements: (usize, usize)) -> (Vec<Slab>, Vec<Parts>) {
     let mut made = (Vec::new(), Vec::new());
     let kinds = [(DType::F32, Dtype::F32, 4, elements.0), (DType::Bf16, Dtype::BF16, 2, elements.1)];
     for (slab, (dtype, stored, size, count)) in kinds.into_iter().filter(|kind| kind.3 > 0).enumerate() {
@@ -124,7 +127,7 @@ pub fn build(
     shape: &Shape,
 ) -> (Arc<Module<VirtualDevice>>, Arc<Rack>) {
     let mut expected = HashMap::new();
-    let mut note = |group: Option<usize>, parts: Vec<Vec<(usize, Vec<u8>)>>| {
+    let mut note = |group: Option<usize>, parts: Vec<Parts>| {
         expected.extend(parts.into_iter().enumerate().map(|(slab, parts)| ((group, slab), parts)));
     };
     let (rest, parts) = slabs(shape, 1_000_000, (shape.rest, 0));
