@@ -21,6 +21,10 @@ pub struct LoadSpec {
     pub phase: Option<u32>,
     /// Forwards per request.
     pub passes: u32,
+    /// The model only keeps its weights while it is built, as most do: then none are read before its first run.
+    /// A model that computes with them there fails to build; one that copies them there (batch norms do) is
+    /// refused by the kernels when it runs. `false` is right for any model.
+    pub lazy: bool,
 }
 
 /// How a component hangs on its manager.

@@ -12,7 +12,8 @@
 //! let budget = Some(64 << 10);
 //! let machine = Machine { device: DeviceKind::Host, vram_free: budget, vram_total: budget, ..Machine::default() };
 //! let manager = Manager::cpu(machine, Policy::default())?;
-//! let spec = LoadSpec { name: "head".into(), files: vec![file], dtype: DType::F32, phase: None, passes: 1 };
+//! let (name, files) = ("head".into(), vec![file]);
+//! let spec = LoadSpec { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false };
 //! let head = manager.load(&spec, |vb| linear(3, 2, vb))?;
 //! let y = head.run(|head| head.forward(&Tensor::ones((1, 3), DType::F32, &Device::Cpu)?))?;
 //! assert_eq!(y.to_vec2::<f32>()?, [[4.0, 4.0]]);
@@ -29,7 +30,8 @@
 //! 2. Device bytes equal the plan's figure to the byte; only what the model asks for counts (`tests/blocks.rs`).
 //! 3. Computing with a weight that is not on the device is an error from every op (`tests/refusal.rs`).
 //! 4. A tensor that two blocks share is kept with the rest (`tests/models.rs`).
-//! 5. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
+//! 5. Building holds at most the rest and one block (`tests/building.rs`).
+//! 6. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's

@@ -38,7 +38,7 @@ impl Manager {
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.weights(spec)?;
         let device = self.engine.device();
-        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, Some(device), make)?;
+        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, (!spec.lazy).then_some(device), make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);
         let module = Module::new(module, device.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.

@@ -238,7 +238,7 @@ impl<L: Loader> Load<'_, L> {
         build: impl Fn(VarBuilder<'_>) -> candle_core::Result<M>,
     ) -> Result<Component<M>, Error> {
         let files = self.folder.weights(name, stem)?;
-        let spec = LoadSpec { name: name.to_owned(), files, dtype, phase: Some(phase), passes };
+        let spec = LoadSpec { name: name.to_owned(), files, dtype, phase: Some(phase), passes, lazy: true };
         self.loader.load(&spec, build).map_err(in_component(name))
     }
 }

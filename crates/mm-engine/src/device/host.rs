@@ -84,8 +84,9 @@ impl HostDevice {
         Self { shared, jobs }
     }
 
-    /// Counts memory that an adapter holds while it builds a model, before there is a plan. It is not
-    /// held against the budget (the plan for the model decides that), but it shows in the peak.
+    /// Counts memory that an adapter holds while it builds a model, before there is a plan. It is never
+    /// refused (the plan for the model decides that), but it shows in the peak, and what is allocated
+    /// meanwhile must fit beside it.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
         self.shared.add(bytes);
         Reservation { device: self.clone(), bytes }
