@@ -32,9 +32,11 @@ const UNSAFE_MODULES: &[&str] = &["crates/mm-cache/src/mapping.rs"];
 
 const LONGEST_FILE: usize = 700;
 
+type Check = fn() -> Result<()>;
+
 /// Runs every check; the error lists all that failed.
 pub(crate) fn check() -> Result<()> {
-    let checks: &[(&str, fn() -> Result<()>)] = &[
+    let checks: &[(&str, Check)] = &[
         ("mm-plan depends on nothing", plan_is_pure),
         ("arrows between crates point down only", arrows),
         ("tensor libraries stay in their adapters", libraries),

@@ -1,6 +1,6 @@
 //! `Blocks<B>` in place of `Vec<B>`: blocks that stream.
 
-use crate::build::{Link, scope};
+use crate::build::{Groups, scope};
 use crate::error::through_candle;
 use candle_core::Result;
 use candle_nn::VarBuilder;
@@ -10,8 +10,7 @@ use std::ops::Deref;
 /// A stack of blocks that may stream. Outside a manager it is a plain vector.
 pub struct Blocks<B> {
     blocks: Vec<B>,
-    /// Where the engine finds them: the module, and the index of the first.
-    managed: Option<(Link, usize)>,
+    managed: Option<Groups>,
 }
 
 impl<B> Blocks<B> {

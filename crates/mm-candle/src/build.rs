@@ -18,6 +18,9 @@ use std::{
 /// Set when the model has become a module; blocks reach the engine through it.
 pub(crate) type Link = Arc<OnceLock<Arc<Module<HostDevice>>>>;
 
+/// Where the engine finds a stack's groups: the module, and the index of the first.
+pub(crate) type Groups = (Link, usize);
+
 thread_local! {
     static SCOPE: RefCell<Option<Arc<Build>>> = const { RefCell::new(None) };
 }
@@ -135,7 +138,7 @@ impl Build {
         name: &str,
         count: usize,
         mut make: impl FnMut(usize) -> Result<B>,
-    ) -> Result<(Vec<B>, Option<(Link, usize)>)> {
+    ) -> Result<(Vec<B>, Option<Groups>)> {
         let first = {
             let mut state = self.state.lock();
             match state.current {
