@@ -25,7 +25,7 @@ pub(crate) fn cast(from: DType, source: &[u8], to: DType, into: &mut [u8]) -> Re
     .ok_or_else(|| format!("no cast from {from} to {to}"))
 }
 
-/// Whether [`cast`] knows this pair.
+/// Whether weights stored as `from` can be cast to `to` while a slab is filled.
 pub fn can_cast(from: DType, to: DType) -> bool {
     use DType::{Bf16, F8e4m3, F8e5m2, F16, F32, F64};
     from == to || (matches!(from, F64 | F32 | F16 | Bf16 | F8e4m3 | F8e5m2) && matches!(to, F64 | F32 | F16 | Bf16))
