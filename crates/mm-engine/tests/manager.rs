@@ -321,3 +321,16 @@ fn a_factory_runs_once_however_many_ask() {
     assert_eq!(runs.load(SeqCst), 1);
     rig.finish();
 }
+
+#[test]
+fn a_given_plan_is_never_replaced_silently() {
+    let mut rig = pair(ROOMY, Strategy::GroupOffload);
+    let plan = (*rig.manager.apply().unwrap()).clone();
+    rig.manager.apply_plan(plan).unwrap();
+    // One component less: the plan no longer is one for what is registered.
+    rig.registrations.pop();
+    assert!(matches!(rig.begin(0), Err(EngineError::PlanMismatch { reason }) if reason.contains("transformer")));
+    rig.manager.set_policy(policy(Strategy::GroupOffload));
+    rig.pass(0, 0..8).unwrap();
+    rig.finish();
+}

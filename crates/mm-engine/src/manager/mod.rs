@@ -289,22 +289,22 @@ impl<D: Device> ModelManager<D> {
         }
     }
 
+    /// The plan that was given, which must still fit what is registered; else one by the policy. Overrides
+    /// set a given plan aside while they last.
     fn make_plan(&self, state: &State<D>) -> Result<Arc<Plan>> {
-        let given = state.given.clone().filter(|_| state.overrides.is_empty());
-        Ok(match given {
-            Some(plan) if state.registry.check(&plan, &*self.device).is_ok() => plan,
-            _ => {
-                let mut policy = state.policy.clone();
-                for change in &state.overrides {
-                    if change.names.is_empty() {
-                        policy.strategies.clear();
-                        policy.strategy = change.strategy;
-                    }
-                    policy.strategies.extend(change.names.iter().map(|n| (n.clone(), change.strategy)));
-                }
-                Arc::new(mm_plan::plan(&state.machine, &state.registry.descriptions(), &policy)?)
+        if let Some(plan) = state.given.as_ref().filter(|_| state.overrides.is_empty()) {
+            state.registry.check(plan, &*self.device)?;
+            return Ok(plan.clone());
+        }
+        let mut policy = state.policy.clone();
+        for change in &state.overrides {
+            if change.names.is_empty() {
+                policy.strategies.clear();
+                policy.strategy = change.strategy;
             }
-        })
+            policy.strategies.extend(change.names.iter().map(|n| (n.clone(), change.strategy)));
+        }
+        Ok(Arc::new(mm_plan::plan(&state.machine, &state.registry.descriptions(), &policy)?))
     }
 
     /// Takes off the device what the new plan places differently. Where another thread runs such a
