@@ -126,7 +126,7 @@ fn infeasible(infeasible: &Infeasible) -> String {
     };
     format!(
         "no plan fits: `{component}` needs {need} bytes ({}) on the device at the least, {have}; the smallest budget \
-         that works is {smallest} bytes ({}): --vram {smallest}",
+         that works is {smallest} bytes ({}) under this strategy: --vram {smallest}",
         show(*need),
         show(*smallest)
     )
