@@ -129,7 +129,7 @@ pub(crate) fn from_storage(storage: CpuStorage) -> Result<HostBuffer, CpuStorage
 }
 
 /// The planner's name of a candle dtype; `None` for those that can't be computed with.
-pub const fn plan_dtype(dtype: DType) -> Option<mm_plan::DType> {
+pub(crate) const fn plan_dtype(dtype: DType) -> Option<mm_plan::DType> {
     Some(match dtype {
         DType::F64 => mm_plan::DType::F64,
         DType::F32 => mm_plan::DType::F32,

@@ -52,5 +52,4 @@ mod plain;
 pub use blocks::{Blocks, Lease};
 pub use component::{Component, LoadSpec, load_unmanaged};
 pub use error::Error;
-pub use home::plan_dtype;
 pub use manager::{Manager, describe};

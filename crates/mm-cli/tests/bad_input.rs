@@ -154,6 +154,11 @@ fn what_no_pipeline_is_for_is_named() {
         &["run"],
         &["transformer", "layers.10"],
     );
+    damaged(
+        |c| edit(&c.join("text_encoder/config.json"), |config| config["intermediate_size"] = 128.into()),
+        &["run"],
+        &["text_encoder/model.safetensors", "layers.0.mlp.gate_proj.weight", "[128, 96]", "[256, 96]"],
+    );
 }
 
 #[test]
