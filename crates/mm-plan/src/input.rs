@@ -1,6 +1,6 @@
 //! The components as the planner sees them: checked, sorted, aliases resolved, split into phases.
 
-use crate::{Basis, Component, Granularity, Infeasible, MAX_GROUPS};
+use crate::{Activation, Basis, Component, Granularity, Infeasible, MAX_GROUPS};
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     format,
@@ -17,12 +17,16 @@ pub(crate) struct Entry<'a> {
 
 /// A stretch in which one set of components is active.
 pub(crate) struct Phase {
+    /// Entries that name this phase.
+    pub(crate) own: Vec<usize>,
     /// Entries active in it, the holders of its aliases included, sorted by name.
     pub(crate) entries: Vec<usize>,
     /// Entries among them that hold weights.
     pub(crate) holders: Vec<usize>,
     /// The largest known activation of them, bytes.
     pub(crate) activation: u64,
+    /// The same with its basis; `None`: none is known.
+    pub(crate) known: Option<Activation>,
 }
 
 /// Checked input.
@@ -145,16 +149,16 @@ fn phases(entries: &[Entry<'_>]) -> Vec<Phase> {
         let alone = if entry.component.phase.is_none() { entry.component.name.as_str() } else { "" };
         members.entry((entry.component.phase.is_none(), entry.component.phase, alone)).or_default().push(index);
     }
-    members.into_values().map(|own| phase(entries, &own)).collect()
+    members.into_values().map(|own| phase(entries, own)).collect()
 }
 
-fn phase(entries: &[Entry<'_>], own: &[usize]) -> Phase {
+fn phase(entries: &[Entry<'_>], own: Vec<usize>) -> Phase {
     let holders: BTreeSet<usize> = own.iter().map(|i| entries[*i].holder).collect();
     let mut active: Vec<usize> = own.iter().copied().chain(holders.iter().copied()).collect();
     active.sort_by_key(|i| entries[*i].component.name.as_str());
     active.dedup();
-    let activation =
-        active.iter().filter_map(|i| entries[*i].component.activation).filter(|a| a.basis != Basis::Unknown);
-    let activation = activation.map(|a| a.bytes).max().unwrap_or(0);
-    Phase { entries: active, holders: holders.into_iter().collect(), activation }
+    let known = active.iter().filter_map(|i| entries[*i].component.activation).filter(|a| a.basis != Basis::Unknown);
+    let known = known.reduce(|most, next| if next.bytes > most.bytes { next } else { most });
+    let activation = known.map_or(0, |a| a.bytes);
+    Phase { own, entries: active, holders: holders.into_iter().collect(), activation, known }
 }

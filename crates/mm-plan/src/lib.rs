@@ -58,10 +58,14 @@ mod infeasible;
 mod input;
 mod machine;
 mod notes;
+mod part;
 mod place;
 mod plan;
 mod planner;
 mod policy;
+mod rates;
+mod recurrence;
+mod simulate;
 mod spacing;
 #[cfg(feature = "serde")]
 mod spec;
@@ -73,6 +77,7 @@ pub use machine::{DeviceKind, Links, Machine};
 pub use plan::{ComponentPlan, HostTier, Note, Peak, PhasePlan, Plan, Predicted, PredictedComponent, Proof, StackPlan};
 pub use planner::plan;
 pub use policy::{Policy, Rule, Strategy};
+pub use simulate::{Busy, Lane, MemoryPoint, Schedule, Span, Visit, simulate};
 #[cfg(feature = "serde")]
 pub use spec::Spec;
 

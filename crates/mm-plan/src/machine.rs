@@ -17,12 +17,14 @@ pub enum DeviceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct Links {
-    /// Host to device from page-locked memory, bytes per second.
+    /// Host to device from page-locked memory, bytes per second. On a host device: from the mapping into its memory, the
+    /// cast included. Zero: not measured.
     pub h2d: u64,
-    /// Filling page-locked memory from a mapping, casts included, bytes per second.
+    /// Filling page-locked memory from a mapping, casts included, bytes per second; `None`: taken as half of `h2d`.
     #[cfg_attr(feature = "serde", serde(default))]
     pub staging: Option<u64>,
-    /// Reading the disk, bytes per second.
+    /// Reading the disk, bytes per second: the rate of a mapping whose file does not fit the available RAM; `None`: as
+    /// if it fit.
     #[cfg_attr(feature = "serde", serde(default))]
     pub disk: Option<u64>,
     /// What each copy costs besides its bytes, nanoseconds.
@@ -49,6 +51,9 @@ pub struct Machine {
     /// Host memory in all; zero: unknown.
     #[cfg_attr(feature = "serde", serde(default))]
     pub ram_total: u64,
+    /// How many bytes may be page-locked; `None`: no limit but memory.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub page_lock_limit: Option<u64>,
     /// `linux`, `windows`, `macos`; decides the default working set.
     #[cfg_attr(feature = "serde", serde(default))]
     pub os: String,

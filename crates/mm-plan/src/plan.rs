@@ -1,6 +1,6 @@
 //! What was decided. A plan is an authority: an engine runs exactly it, or refuses with the reason.
 
-use crate::{Basis, Rule, Strategy};
+use crate::{Activation, Basis, Rule, Strategy};
 use alloc::{string::String, vec::Vec};
 
 /// Where the host keeps a group.
@@ -47,6 +47,9 @@ pub struct ComponentPlan {
     pub slot_bytes: u64,
     /// Device bytes while active: rest, residents and slots.
     pub engine_bytes: u64,
+    /// Stays on the device between its phases, slots included. Else it is loaded anew for each phase it is active in.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub keep: bool,
     /// The component whose weights these are.
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     pub same_as: Option<String>,
@@ -74,6 +77,10 @@ pub struct PhasePlan {
     pub engine_bytes: u64,
     /// Free VRAM − engine bytes − reserve; `None`: no device.
     pub headroom: Option<u64>,
+    /// What of the headroom activations are expected to take: the largest known activation of the phase, or, with basis
+    /// `Unknown`, what rule `Cost` reserved. `None`: not known, and nothing was reserved.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    pub activation: Option<Activation>,
 }
 
 /// The most the plan takes at any time, bytes.
@@ -94,17 +101,26 @@ pub struct PredictedComponent {
     pub name: String,
     /// Steady-state pass, nanoseconds.
     pub pass_ns: u64,
-    /// max(Σ compute, Σ streamed bytes / rate), nanoseconds.
+    /// What no order of copies could beat for this placement: the busiest of compute, link and staging in a pass.
     pub lower_bound_ns: u64,
+    /// Passes of a request, aliases included.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub passes: u64,
+    /// Loading it in a request, where it does not stay between phases, nanoseconds.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub load_ns: u64,
+    /// What compute waits for copies in a request, loading not counted, nanoseconds.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub stall_ns: u64,
 }
 
-/// Predicted times. Made by rule `Cost` only.
+/// Predicted times, all of them from [`simulate`](crate::simulate).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Predicted {
-    /// The whole request, nanoseconds.
+    /// One request of many alike, nanoseconds: what stays on the device is there already.
     pub request_ns: u64,
-    /// Its lower bound, nanoseconds.
+    /// What no order of copies could beat for these placements, nanoseconds.
     pub lower_bound_ns: u64,
     /// Basis of the compute times; `Unknown`: counted as zero.
     pub compute: Basis,
@@ -112,7 +128,8 @@ pub struct Predicted {
     pub components: Vec<PredictedComponent>,
 }
 
-/// How good the plan is known to be. Made by rule `Cost` only.
+/// How good the plan is known to be among all placements that fit, not only those that were tried. Made by rule `Cost`
+/// only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -120,11 +137,12 @@ pub struct Predicted {
     serde(tag = "kind", rename_all = "snake_case")
 )]
 pub enum Proof {
-    /// Nothing in the family is faster.
+    /// Nothing is faster.
     Optimal,
-    /// Nothing in the family is faster by more than this.
+    /// Nothing is faster by more than this.
     Within {
-        /// Gap to the bound, permille.
+        /// The share of the predicted request time by which it exceeds the lower bound of all placements, permille,
+        /// rounded up.
         gap_permille: u64,
     },
 }
@@ -186,7 +204,7 @@ pub struct Plan {
     pub phases: Vec<PhasePlan>,
     /// The most it takes.
     pub peak: Peak,
-    /// Predicted times; `None` where no link is known.
+    /// Predicted times; `None` where no link is known, or no device.
     #[cfg_attr(feature = "serde", serde(default))]
     pub predicted: Option<Predicted>,
     /// How good it is known to be.

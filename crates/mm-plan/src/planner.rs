@@ -7,8 +7,10 @@ use crate::{
     host,
     input::{self, Input},
     notes::{capped, size},
+    part::{self, Part},
     place::Placement,
-    threshold,
+    rates::Rates,
+    simulate, threshold,
 };
 use alloc::{format, vec, vec::Vec};
 use core::cmp::Reverse;
@@ -61,7 +63,7 @@ pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Res
         Some(largest) => plans[largest].strategy,
         None => auto.unwrap_or(policy.strategy),
     };
-    Ok(Plan {
+    let mut plan = Plan {
         schema: 1,
         strategy,
         rule: Rule::Threshold,
@@ -73,7 +75,12 @@ pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Res
         predicted: None,
         proof: None,
         notes,
-    })
+    };
+    let parts = Part::all(&input);
+    if let Some(rates) = Rates::of(machine, part::stored(&parts)) {
+        plan.predicted = Some(simulate::predict(&rates, &input, &parts, &plan).predicted());
+    }
+    Ok(plan)
 }
 
 /// The placement that a strategy stands for, before law 1.
@@ -165,6 +172,7 @@ fn component_plan(index: usize, input: &Input<'_>, placements: &Placements<'_>) 
             slots: 0,
             slot_bytes: 0,
             engine_bytes: 0,
+            keep: false,
             same_as,
         };
     }
@@ -183,6 +191,7 @@ fn component_plan(index: usize, input: &Input<'_>, placements: &Placements<'_>) 
         slots: footprint.slots,
         slot_bytes: if footprint.slots == 0 { 0 } else { capped(footprint.slot_bytes) },
         engine_bytes: capped(footprint.total),
+        keep: placement.strategy == Strategy::NoOffload,
         same_as: None,
     }
 }
@@ -209,7 +218,7 @@ fn phase_plans(
             tightest = Some((need, [numbers[0], numbers[1], numbers[2], ("free", free)]));
         }
         let headroom = machine.vram_free.map(|free| free.saturating_sub(engine_bytes).saturating_sub(policy.reserve));
-        PhasePlan { components, engine_bytes, headroom }
+        PhasePlan { components, engine_bytes, headroom, activation: phase.known }
     });
     let phases = phases.collect();
     if let Some((_, numbers)) = tightest {

@@ -2,7 +2,6 @@
 
 use super::{ModelManager, State};
 use crate::{Device, EngineError, Module, Result};
-use mm_plan::Strategy;
 use std::{
     sync::Arc,
     thread::{self, ThreadId},
@@ -63,8 +62,7 @@ impl<D: Device> ModelManager<D> {
             if held.saturating_add(bytes) <= plan.peak.device {
                 return Ok(None);
             }
-            let kept =
-                |e: &super::registry::Entry<D>| e.applied.as_ref().is_some_and(|p| p.strategy == Strategy::NoOffload);
+            let kept = |e: &super::registry::Entry<D>| e.applied.as_ref().is_some_and(|p| p.keep);
             let beside = |name: &str| phase.is_some_and(|p| p.components.iter().any(|c| c == name));
             let leaves = loaded()
                 .filter(|e| e.runs == 0 && !kept(e))

@@ -252,6 +252,7 @@ pub fn placement(component: &Component, resident: &[bool], slots: u32) -> Compon
         slots,
         slot_bytes,
         engine_bytes: component.rest + held + slot_bytes * u64::from(slots),
+        keep: false,
         same_as: None,
     }
 }
@@ -263,6 +264,7 @@ pub fn plan_of(components: Vec<ComponentPlan>) -> Plan {
         components: vec![c.name.clone()],
         engine_bytes: c.engine_bytes,
         headroom: None,
+        activation: None,
     };
     Plan {
         schema: 1,

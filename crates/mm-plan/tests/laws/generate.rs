@@ -117,6 +117,7 @@ pub(crate) fn any_case() -> impl Generator<Value = Case> {
             vram_total: free.map(|free| free * scale.2 / 1000),
             ram_available: host.1,
             ram_total: host.1,
+            page_lock_limit: None,
             os: "linux".into(),
             links,
         };

@@ -1,0 +1,114 @@
+//! A component as the cost model sees it: groups in the order of a pass, and the visits a request makes to it.
+
+use crate::{
+    Component, Group, HostTier,
+    input::{self, Input},
+    place,
+    rates::Rates,
+    recurrence::{Course, Item},
+};
+use alloc::{vec, vec::Vec};
+
+/// A group's figures.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    pub(crate) bytes: u128,
+    /// Nanoseconds; zero where unknown.
+    pub(crate) compute: u64,
+}
+
+/// A component that holds weights.
+pub(crate) struct Part<'a> {
+    /// Its entry.
+    pub(crate) index: usize,
+    pub(crate) component: &'a Component,
+    /// Of all stacks, one after the other.
+    pub(crate) groups: Vec<(&'a Group, Facts)>,
+    pub(crate) streamable: bool,
+    /// Phases in which it is active, with its passes there, aliases included.
+    pub(crate) visits: Vec<(usize, u64)>,
+}
+
+impl<'a> Part<'a> {
+    /// One for each component that holds weights, in the order of entries.
+    pub(crate) fn all(input: &Input<'a>) -> Vec<Self> {
+        let mut place = vec![usize::MAX; input.entries.len()];
+        let mut parts: Vec<Self> = Vec::new();
+        for index in input.holders() {
+            place[index] = parts.len();
+            let component = input.entries[index].component;
+            let facts = |g: &Group| Facts { bytes: place::group_bytes(g), compute: g.compute_ns.unwrap_or(0) };
+            let groups = component.groups().map(|g| (g, facts(g))).collect();
+            let streamable = input::streamable(component);
+            parts.push(Self { index, component, groups, streamable, visits: Vec::new() });
+        }
+        for (number, phase) in input.phases.iter().enumerate() {
+            for entry in &phase.own {
+                let passes = u64::from(input.entries[*entry].component.passes);
+                let part = &mut parts[place[input.entries[*entry].holder]];
+                match part.visits.last_mut() {
+                    Some((last, sum)) if *last == number => *sum += passes,
+                    _ => part.visits.push((number, passes)),
+                }
+            }
+        }
+        parts
+    }
+
+    /// Passes of a request.
+    pub(crate) fn passes(&self) -> u64 {
+        self.visits.iter().map(|(_, passes)| *passes).sum()
+    }
+
+    /// Device bytes of all of it.
+    pub(crate) fn bytes(&self) -> u128 {
+        self.groups.iter().fold(u128::from(self.component.rest), |sum, (_, facts)| sum + facts.bytes)
+    }
+
+    /// Compute of a pass, nanoseconds.
+    pub(crate) fn compute(&self) -> u64 {
+        self.groups.iter().fold(0, |sum, (_, facts)| sum.saturating_add(facts.compute))
+    }
+
+    /// Groups whose compute time is not known, where it matters.
+    pub(crate) fn unknown(&self) -> usize {
+        if self.passes() == 0 { 0 } else { self.component.groups().filter(|g| g.compute_ns.is_none()).count() }
+    }
+
+    /// A pass in which the groups for which `tier` answers stream from there.
+    pub(crate) fn course(&self, rates: &Rates, slots: usize, tier: impl Fn(usize) -> Option<HostTier>) -> Course {
+        let (mut items, mut before) = (Vec::with_capacity(self.groups.len()), 0u64);
+        for (index, (group, facts)) in self.groups.iter().enumerate() {
+            match tier(index) {
+                None => before = before.saturating_add(facts.compute),
+                Some(tier) => {
+                    let (stage, copy) = rates.stream(group, tier);
+                    items.push(Item { stage, copy, before: core::mem::take(&mut before), own: facts.compute });
+                }
+            }
+        }
+        Course { items, tail: before, slots }
+    }
+
+    /// Loading what does not stream, nanoseconds.
+    pub(crate) fn load(&self, rates: &Rates, streams: impl Fn(usize) -> bool) -> u64 {
+        let rest = u128::from(self.component.rest);
+        let (mut bytes, mut stored, mut copies) = (rest, rest, u64::from(rest > 0));
+        for (index, (group, facts)) in self.groups.iter().enumerate() {
+            if !streams(index) {
+                bytes += facts.bytes;
+                stored += u128::from(group.host_bytes);
+                copies += group.slabs.len() as u64;
+            }
+        }
+        rates.load(bytes, stored, copies)
+    }
+}
+
+/// Stored bytes of all parts.
+pub(crate) fn stored(parts: &[Part<'_>]) -> u128 {
+    parts.iter().fold(0, |sum, part| {
+        let groups = part.groups.iter().map(|(group, _)| u128::from(group.host_bytes)).sum::<u128>();
+        sum + u128::from(part.component.rest) + groups
+    })
+}
