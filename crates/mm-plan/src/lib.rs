@@ -51,8 +51,13 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+mod budget;
 mod component;
+mod cost;
+mod explain;
+mod family;
 mod fit;
+mod frontier;
 mod host;
 mod infeasible;
 mod input;
@@ -65,6 +70,7 @@ mod planner;
 mod policy;
 mod rates;
 mod recurrence;
+mod search;
 mod simulate;
 mod spacing;
 #[cfg(feature = "serde")]

@@ -1,10 +1,10 @@
 //! A component as the cost model sees it: groups in the order of a pass, and the visits a request makes to it.
 
 use crate::{
-    Component, Group, HostTier,
+    Component, Group,
     input::{self, Input},
     place,
-    rates::Rates,
+    rates::{Rates, Times},
     recurrence::{Course, Item},
 };
 use alloc::{vec, vec::Vec};
@@ -18,6 +18,7 @@ pub(crate) struct Facts {
 }
 
 /// A component that holds weights.
+#[derive(Clone)]
 pub(crate) struct Part<'a> {
     /// Its entry.
     pub(crate) index: usize,
@@ -75,14 +76,13 @@ impl<'a> Part<'a> {
         if self.passes() == 0 { 0 } else { self.component.groups().filter(|g| g.compute_ns.is_none()).count() }
     }
 
-    /// A pass in which the groups for which `tier` answers stream from there.
-    pub(crate) fn course(&self, rates: &Rates, slots: usize, tier: impl Fn(usize) -> Option<HostTier>) -> Course {
+    /// A pass in which the groups stream for which `times` answers: nanoseconds on the staging and on the copy lane.
+    pub(crate) fn course(&self, slots: usize, times: impl Fn(usize) -> Option<Times>) -> Course {
         let (mut items, mut before) = (Vec::with_capacity(self.groups.len()), 0u64);
-        for (index, (group, facts)) in self.groups.iter().enumerate() {
-            match tier(index) {
+        for (index, (_, facts)) in self.groups.iter().enumerate() {
+            match times(index) {
                 None => before = before.saturating_add(facts.compute),
-                Some(tier) => {
-                    let (stage, copy) = rates.stream(group, tier);
+                Some((stage, copy)) => {
                     items.push(Item { stage, copy, before: core::mem::take(&mut before), own: facts.compute });
                 }
             }
@@ -106,8 +106,8 @@ impl<'a> Part<'a> {
 }
 
 /// Stored bytes of all parts.
-pub(crate) fn stored(parts: &[Part<'_>]) -> u128 {
-    parts.iter().fold(0, |sum, part| {
+pub(crate) fn stored<'p, 'a: 'p>(parts: impl IntoIterator<Item = &'p Part<'a>>) -> u128 {
+    parts.into_iter().fold(0, |sum, part| {
         let groups = part.groups.iter().map(|(group, _)| u128::from(group.host_bytes)).sum::<u128>();
         sum + u128::from(part.component.rest) + groups
     })

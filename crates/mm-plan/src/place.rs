@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 /// Number of dtypes, as the index of a slab in `Largest`.
-const DTYPES: usize = crate::DType::U8 as usize + 1;
+pub(crate) const DTYPES: usize = crate::DType::U8 as usize + 1;
 /// Stacks longer than this are demoted several groups at a time, which bounds the planner's time.
 const STEPS: usize = 1024;
 

@@ -2,7 +2,7 @@
 
 use crate::{
     Component, ComponentPlan, HostTier, Infeasible, Machine, Note, Peak, PhasePlan, Plan, Policy, Rule, StackPlan,
-    Strategy,
+    Strategy, cost,
     fit::{self, Placements},
     host,
     input::{self, Input},
@@ -26,16 +26,37 @@ use core::cmp::Reverse;
 /// the device's total memory but not what is free, else [`Infeasible::NeverFits`].
 pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Result<Plan, Infeasible> {
     let input = Input::new(components)?;
+    let parts = Part::all(&input);
+    let rates = Rates::of(machine, part::stored(&parts));
+    let mut plan = by_threshold(machine, &input, policy)?;
+    if let Some(rates) = &rates {
+        plan.predicted = Some(simulate::predict(rates, &input, &parts, &plan).predicted());
+    }
+    let implied = if rates.is_some() { Rule::Cost } else { Rule::Threshold };
+    match (policy.rule.unwrap_or(implied), rates) {
+        (Rule::Threshold, _) => {}
+        (Rule::Cost, Some(rates)) if !parts.is_empty() => {
+            plan = cost::plan(machine, &input, policy, rates, &parts, plan);
+        }
+        (Rule::Cost, _) => {
+            let text = "rule cost needs a device, components and measured links: the plan is made by rule threshold.";
+            plan.notes.insert(0, Note::new("cost_rule_not_available", &[], text));
+        }
+    }
+    Ok(plan)
+}
+
+/// The plan by rule `Threshold`.
+fn by_threshold(machine: &Machine, input: &Input<'_>, policy: &Policy) -> Result<Plan, Infeasible> {
     let mut notes = Vec::new();
-    note_rule(machine, policy, &mut notes);
-    note_overrides(&input, policy, &mut notes);
+    note_overrides(input, policy, &mut notes);
 
     let asked = |name: &str| *policy.strategies.get(name).unwrap_or(&policy.strategy);
     let is_auto = |i: usize| asked(&input.entries[i].component.name) == Strategy::Auto;
     let wants_auto =
         if input.entries.is_empty() { policy.strategy == Strategy::Auto } else { input.holders().any(is_auto) };
-    let auto = wants_auto.then(|| threshold::resolve(machine, &input, policy, &mut notes));
-    let weights = threshold::weights(&input);
+    let auto = wants_auto.then(|| threshold::resolve(machine, input, policy, &mut notes));
+    let weights = threshold::weights(input);
     let low_cpu_mem = threshold::low_cpu_mem(machine, policy, auto, weights, &mut notes);
     threshold::warn_ram(machine, policy, weights, &mut notes);
 
@@ -52,18 +73,18 @@ pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Res
         }
         placements.insert(index, placement);
     }
-    fit::fit(machine, policy.reserve, &input, &mut placements, &mut notes)?;
+    fit::fit(machine, policy.reserve, input, &mut placements, &mut notes)?;
 
     let mut plans: Vec<ComponentPlan> =
-        (0..input.entries.len()).map(|index| component_plan(index, &input, &placements)).collect();
-    let host = host::assign(machine, policy, low_cpu_mem, &input, &mut plans, &mut notes);
-    let phases = phase_plans(machine, policy, &input, &placements, &mut notes);
+        (0..input.entries.len()).map(|index| component_plan(index, input, &placements)).collect();
+    let host = host::assign(machine, policy, low_cpu_mem, input, &mut plans, &mut notes);
+    let phases = phase_plans(machine, policy, input, &placements, &mut notes);
     let largest = input.holders().max_by_key(|i| (input::bytes(input.entries[*i].component), Reverse(*i)));
     let strategy = match largest {
         Some(largest) => plans[largest].strategy,
         None => auto.unwrap_or(policy.strategy),
     };
-    let mut plan = Plan {
+    Ok(Plan {
         schema: 1,
         strategy,
         rule: Rule::Threshold,
@@ -75,12 +96,7 @@ pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Res
         predicted: None,
         proof: None,
         notes,
-    };
-    let parts = Part::all(&input);
-    if let Some(rates) = Rates::of(machine, part::stored(&parts)) {
-        plan.predicted = Some(simulate::predict(&rates, &input, &parts, &plan).predicted());
-    }
-    Ok(plan)
+    })
 }
 
 /// The placement that a strategy stands for, before law 1.
@@ -232,15 +248,6 @@ fn phase_plans(
         notes.push(Note::new("tightest_phase", &numbers, text));
     }
     phases
-}
-
-/// Rule `Cost` has its place here; until it is built its plans are made by `Threshold`.
-fn note_rule(machine: &Machine, policy: &Policy, notes: &mut Vec<Note>) {
-    let implied = if machine.links.is_some() { Rule::Cost } else { Rule::Threshold };
-    if policy.rule.unwrap_or(implied) == Rule::Cost {
-        let text = "rule cost is not available in this version: the plan is made by rule threshold, without times.";
-        notes.push(Note::new("cost_rule_not_available", &[], text));
-    }
 }
 
 /// Overrides that reach nothing, and aliases.

@@ -58,9 +58,10 @@ impl Rates {
         link.max(fill).max(self.read(stored)).saturating_add(self.fixed_ns.saturating_mul(copies))
     }
 
-    /// The least that moving `bytes` takes by any tier.
-    pub(crate) fn least(&self, bytes: u128) -> u64 {
-        nanoseconds(bytes, self.h2d)
+    /// The least that streaming `bytes` can take, of which `unlocked` cannot be page-locked.
+    pub(crate) fn least(&self, bytes: u128, unlocked: u128) -> u64 {
+        let fill = self.staging.map_or(0, |staging| nanoseconds(unlocked, staging));
+        nanoseconds(bytes, self.h2d).max(fill)
     }
 
     fn read(&self, stored: u128) -> u64 {

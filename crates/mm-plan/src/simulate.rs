@@ -217,7 +217,8 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
         .iter()
         .map(|part| {
             let (placed, tiers) = (&plan.components[part.index], tiers(plan, part));
-            let course = part.course(rates, placed.slots as usize, |i| tiers[i]);
+            let times = |i: usize| tiers[i].map(|tier| rates.stream(part.groups[i].0, tier));
+            let course = part.course(placed.slots as usize, times);
             let load = if placed.keep { 0 } else { part.load(rates, |i| tiers[i].is_some()) };
             let pass_ns = if part.passes() == 0 { 0 } else { course.settled_pass() };
             schedule.components.push(PredictedComponent {

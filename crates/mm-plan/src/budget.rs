@@ -1,0 +1,173 @@
+//! What rule `Cost` may take: device bytes in each phase, page-locked bytes on the host.
+
+use crate::{
+    Activation, Basis, DeviceKind, Machine, Policy, Strategy,
+    frontier::{Frontier, Terms},
+    input::Input,
+    part::Part,
+    place,
+    rates::RING,
+};
+use alloc::{vec, vec::Vec};
+
+/// A phase's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Phase {
+    /// Bytes for weights and slots.
+    pub(crate) room: u64,
+    /// What activations are expected to take; basis `Unknown`: reserved.
+    pub(crate) activation: Option<Activation>,
+    /// Bytes of the components that are active.
+    pub(crate) active: u128,
+    /// What was to be reserved for activations that are not known, and what of it is left free.
+    pub(crate) reserve: Option<(u64, u64)>,
+    /// Two slots fit for everything whose compute time is unknown.
+    pub(crate) roomy: bool,
+}
+
+/// All phases.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    pub(crate) phases: Vec<Phase>,
+    pub(crate) rooms: Vec<u64>,
+}
+
+impl Budget {
+    /// With `free` device bytes.
+    pub(crate) fn of(
+        free: u64,
+        machine: &Machine,
+        policy: &Policy,
+        input: &Input<'_>,
+        frontiers: &[Frontier<'_, '_>],
+    ) -> Self {
+        let place = |holder: &usize| frontiers.binary_search_by_key(holder, |f| f.part.index).ok();
+        // Kept by order of the policy, also where it is not active.
+        let pinned: Vec<usize> = (0..frontiers.len()).filter(|i| frontiers[*i].pinned()).collect();
+        let phases: Vec<Phase> = input
+            .phases
+            .iter()
+            .map(|phase| {
+                let active: Vec<usize> = phase.holders.iter().filter_map(place).collect();
+                let mut there = active.clone();
+                there.extend(pinned.iter().filter(|i| !active.contains(i)));
+                let sum = |bytes: &dyn Fn(&Frontier<'_, '_>) -> u128| {
+                    there.iter().map(|i| bytes(&frontiers[*i])).sum::<u128>()
+                };
+                let least = capped(sum(&|f| f.least.into()));
+                let overlapped = capped(sum(&|f| f.least_overlapped.into()));
+                let streaming = capped(sum(&|f| f.streaming()));
+                let weights = active.iter().map(|i| frontiers[*i].part.bytes()).sum::<u128>();
+                let hard = free.saturating_sub(policy.reserve).saturating_sub(phase.activation);
+                let unknown = phase
+                    .entries
+                    .iter()
+                    .any(|i| input.entries[*i].component.activation.is_none_or(|a| a.basis == Basis::Unknown));
+                let wanted = policy.working_set_on(&machine.os).min(capped(weights / 2));
+                let reserve = Some(wanted).filter(|wanted| unknown && *wanted > phase.activation);
+                let soft = free.saturating_sub(policy.reserve).saturating_sub(reserve.unwrap_or(phase.activation));
+                let room = soft.max(hard.min(streaming)).max(hard.min(least));
+                let roomy = room >= overlapped;
+                let room = if roomy { room } else { room.min(least) };
+                let left = free.saturating_sub(policy.reserve).saturating_sub(room);
+                let activation = match reserve {
+                    Some(wanted) => Some(Activation { bytes: wanted.min(left), basis: Basis::Unknown }),
+                    None => phase.known,
+                };
+                Phase {
+                    room,
+                    activation,
+                    active: weights,
+                    reserve: reserve.map(|wanted| (wanted, wanted.min(left))),
+                    roomy,
+                }
+            })
+            .collect();
+        Self { rooms: phases.iter().map(|phase| phase.room).collect(), phases }
+    }
+
+    /// The most that each component may hold: where it stays between phases, and where not. `None`: not to be tried.
+    pub(crate) fn caps(&self, frontiers: &[Frontier<'_, '_>]) -> Vec<(Option<u64>, Option<u64>)> {
+        let mut least = vec![0u128; self.rooms.len()];
+        for frontier in frontiers {
+            match frontier.pinned() {
+                true => least.iter_mut().for_each(|bytes| *bytes += u128::from(frontier.least)),
+                false => frontier.part.visits.iter().for_each(|(p, _)| least[*p] += u128::from(frontier.least)),
+            }
+        }
+        let left = |phase: usize| u128::from(self.rooms[phase]).checked_sub(least[phase]);
+        // The two tightest phases, so that the tightest but one's own is found without looking at all.
+        let mut order: Vec<usize> = (0..self.rooms.len()).collect();
+        order.sort_by_key(|phase| left(*phase).unwrap_or(0));
+        frontiers
+            .iter()
+            .map(|frontier| {
+                let own: Vec<usize> = frontier.part.visits.iter().map(|(phase, _)| *phase).collect();
+                let mine = u128::from(frontier.least);
+                let within = own.iter().map(|p| left(*p).map_or(0, |left| left + mine)).min().unwrap_or(0);
+                let others = order
+                    .iter()
+                    .find(|phase| !own.contains(phase))
+                    .map(|p| left(*p).map_or(0, |left| left + if frontier.pinned() { mine } else { 0 }));
+                let between = capped(within.min(others.unwrap_or(u128::MAX)));
+                let within = capped(within);
+                match frontier.asked() {
+                    Strategy::NoOffload => (Some(between), None),
+                    Strategy::ModelOffload => (None, Some(within)),
+                    // Active all the time, staying costs nothing.
+                    _ if others.is_none() => (Some(between), None),
+                    _ => (Some(between), Some(within)),
+                }
+            })
+            .collect()
+    }
+}
+
+/// The host's part of the terms: page-locked bytes that all may have, and whether the staging ring fits.
+pub(crate) fn host(machine: &Machine, policy: &Policy) -> (u64, bool) {
+    if machine.device == DeviceKind::Host {
+        return (0, false);
+    }
+    let unlimited = machine.page_lock_limit.unwrap_or(u64::MAX);
+    let available = Some(machine.ram_available).filter(|ram| *ram > 0);
+    let ring = policy.ram_limit.or(available).is_none_or(|limit| RING <= limit) && RING <= unlimited;
+    let headroom = if policy.low_cpu_mem { policy.page_lock_headroom } else { 0 };
+    let limit = match (policy.ram_limit, available) {
+        (Some(limit), _) => limit,
+        (None, Some(available)) => available.saturating_sub(headroom),
+        (None, None) if policy.low_cpu_mem => 0,
+        (None, None) => u64::MAX,
+    };
+    (if ring { limit.min(unlimited).saturating_sub(RING) } else { 0 }, ring)
+}
+
+/// A component's terms under the policy.
+pub(crate) fn terms(part: &Part<'_>, policy: &Policy, (lock_cap, ring): (u64, bool)) -> Terms {
+    let name = part.component.name.as_str();
+    let asked = *policy.strategies.get(name).unwrap_or(&policy.strategy);
+    let resident = policy.resident.get(name).copied();
+    let slot_cap = if policy.use_stream { u32::MAX } else { 1 };
+    Terms { asked, resident: resident.filter(|_| part.streamable), slot_cap, lock_cap, ring }
+}
+
+/// Device bytes with every group streamed through two slots, or whole where nothing streams.
+pub(crate) fn streaming(part: &Part<'_>, slots: u32) -> u128 {
+    if !part.streamable {
+        return part.bytes();
+    }
+    let mut largest = [0u64; place::DTYPES];
+    let mut count = 0;
+    for (group, _) in &part.groups {
+        count += 1;
+        for slab in &group.slabs {
+            let most = &mut largest[slab.dtype as usize];
+            *most = slab.bytes.max(*most);
+        }
+    }
+    let slot: u128 = largest.iter().map(|bytes| u128::from(*bytes)).sum();
+    u128::from(part.component.rest) + slot * u128::from(slots.min(2).min(count))
+}
+
+fn capped(bytes: u128) -> u64 {
+    crate::notes::capped(bytes)
+}
