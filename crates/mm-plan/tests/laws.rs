@@ -1,9 +1,17 @@
-//! The planner's laws, on generated inputs. Laws 4 and 5 belong to rule `Cost`, law 6 is in `parity.rs`.
+//! The planner's laws, on generated inputs. Law 6 is in `parity.rs`.
 
+#[path = "laws/by_hand.rs"]
+mod by_hand;
+#[path = "laws/cost_model.rs"]
+mod cost_model;
+#[path = "laws/explained.rs"]
+mod explained;
 #[path = "laws/generate.rs"]
 mod generate;
 #[path = "laws/replay.rs"]
 mod replay;
+#[path = "laws/schedule.rs"]
+mod schedule;
 
 use generate::{Case, any_case, hostile_case};
 use mm_plan::{Infeasible, Machine, Plan, Strategy, plan};
@@ -27,7 +35,7 @@ fn with_free(case: &Case, free: u64) -> Case {
 fn the_generator_makes_loose_tight_and_impossible_inputs() {
     let mut runner = TestRunner::deterministic();
     let (mut loose, mut tight, mut impossible) = (0, 0, 0);
-    for _ in 0..600 {
+    for _ in 0..900 {
         let case = any_case().new_tree(&mut runner).unwrap().current();
         match run(&case) {
             Ok(plan) if plan.notes.iter().any(|n| n.code == "phase_over_budget") => tight += 1,
@@ -119,7 +127,7 @@ proptest! {
     #[test]
     fn law_8_explained(case in any_case()) {
         if let Ok(plan) = run(&case) {
-            replay::explained(&case, &plan);
+            explained::explained(&case, &plan);
         }
     }
 }
