@@ -8,10 +8,16 @@ mod cost_model;
 mod explained;
 #[path = "laws/generate.rs"]
 mod generate;
+#[path = "laws/monotone.rs"]
+mod monotone;
+#[path = "laws/optimal.rs"]
+mod optimal;
 #[path = "laws/replay.rs"]
 mod replay;
 #[path = "laws/schedule.rs"]
 mod schedule;
+#[path = "laws/twin.rs"]
+mod twin;
 
 use generate::{Case, any_case, hostile_case};
 use mm_plan::{Infeasible, Machine, Plan, Strategy, plan};

@@ -73,7 +73,8 @@ pub(crate) fn request(case: &Case, plan: &Plan) -> Request {
                 continue;
             }
             let planned = plan.component(&component.name).unwrap();
-            let load = if planned.keep { 0 } else { load(case, component, planned) };
+            let resident: Vec<bool> = placed(component, planned).into_iter().map(|(_, resident)| resident).collect();
+            let load = if planned.keep { 0 } else { load(case, component, |i| resident[i]) };
             let jobs = jobs(case, component, planned);
             let mut visit = visit(&jobs, planned.slots as usize, passes, planned.keep);
             visit.component = component.name.clone();
@@ -161,10 +162,10 @@ fn read(case: &Case, stored: u64) -> Time {
 }
 
 /// Loading what does not stream of a component.
-pub(crate) fn load(case: &Case, component: &Component, plan: &ComponentPlan) -> Time {
+pub(crate) fn load(case: &Case, component: &Component, resident: impl Fn(usize) -> bool) -> Time {
     let links = case.machine.links.unwrap();
     let (mut bytes, mut stored, mut copies) = (component.rest, component.rest, u64::from(component.rest > 0));
-    for (group, _) in placed(component, plan).into_iter().filter(|(_, resident)| *resident) {
+    for (_, group) in component.groups().enumerate().filter(|(i, _)| resident(*i)) {
         bytes += size(group);
         stored += group.host_bytes;
         copies += group.slabs.len() as u64;
