@@ -1,14 +1,14 @@
 //! What rule `Cost` may take: device bytes in each phase, page-locked bytes on the host.
 
 use crate::{
-    Activation, Basis, DeviceKind, Machine, Policy, Strategy,
+    Activation, Basis, DeviceKind, Machine, Policy,
     frontier::{Frontier, Terms},
     input::Input,
     part::Part,
     place,
     rates::RING,
 };
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 
 /// A phase's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,42 +84,6 @@ impl Budget {
             })
             .collect();
         Self { rooms: phases.iter().map(|phase| phase.room).collect(), phases }
-    }
-
-    /// The most that each component may hold: where it stays between phases, and where not. `None`: not to be tried.
-    pub(crate) fn caps(&self, frontiers: &[Frontier<'_, '_>]) -> Vec<(Option<u64>, Option<u64>)> {
-        let mut least = vec![0u128; self.rooms.len()];
-        for frontier in frontiers {
-            match frontier.pinned() {
-                true => least.iter_mut().for_each(|bytes| *bytes += u128::from(frontier.least)),
-                false => frontier.part.visits.iter().for_each(|(p, _)| least[*p] += u128::from(frontier.least)),
-            }
-        }
-        let left = |phase: usize| u128::from(self.rooms[phase]).checked_sub(least[phase]);
-        // The two tightest phases, so that the tightest but one's own is found without looking at all.
-        let mut order: Vec<usize> = (0..self.rooms.len()).collect();
-        order.sort_by_key(|phase| left(*phase).unwrap_or(0));
-        frontiers
-            .iter()
-            .map(|frontier| {
-                let own: Vec<usize> = frontier.part.visits.iter().map(|(phase, _)| *phase).collect();
-                let mine = u128::from(frontier.least);
-                let within = own.iter().map(|p| left(*p).map_or(0, |left| left + mine)).min().unwrap_or(0);
-                let others = order
-                    .iter()
-                    .find(|phase| !own.contains(phase))
-                    .map(|p| left(*p).map_or(0, |left| left + if frontier.pinned() { mine } else { 0 }));
-                let between = capped(within.min(others.unwrap_or(u128::MAX)));
-                let within = capped(within);
-                match frontier.asked() {
-                    Strategy::NoOffload => (Some(between), None),
-                    Strategy::ModelOffload => (None, Some(within)),
-                    // Active all the time, staying costs nothing.
-                    _ if others.is_none() => (Some(between), None),
-                    _ => (Some(between), Some(within)),
-                }
-            })
-            .collect()
     }
 }
 

@@ -31,11 +31,7 @@ pub(crate) struct Problem<'p, 'a> {
     pub(crate) rates: Rates,
     pub(crate) frontiers: Vec<Frontier<'p, 'a>>,
     pub(crate) budget: Budget,
-    /// The budget with one more GiB.
-    pub(crate) more: Budget,
     pub(crate) host: (u64, bool),
-    /// Per component.
-    choices: Vec<Vec<Choice>>,
 }
 
 impl<'p, 'a> Problem<'p, 'a> {
@@ -54,33 +50,31 @@ impl<'p, 'a> Problem<'p, 'a> {
         let (_, ring) = host;
         let plus = Machine { ram_available: more(machine.ram_available), ..machine.clone() };
         let generous = (budget::host(&plus, policy).0.max(host.0), ring);
-        let frontiers: Vec<_> = parts
-            .iter()
-            .map(|part| Frontier::new(part, rates, budget::terms(part, policy, generous), counts, sets <= SETS))
-            .collect();
+        let always = |part: &Part<'_>| part.visits.len() == input.phases.len();
+        let frontier = |part: &'p Part<'a>| {
+            let terms = budget::terms(part, policy, generous);
+            Frontier::new(part, rates, terms, counts, sets <= SETS, always(part))
+        };
+        let frontiers: Vec<_> = parts.iter().map(frontier).collect();
         let free = machine.vram_free.unwrap_or(0);
         let now = Budget::of(free, machine, policy, input, &frontiers);
-        let more = Budget::of(free.saturating_add(MORE), machine, policy, input, &frontiers);
-        let caps = more.caps(&frontiers);
-        let lone = |f: &Frontier<'_, '_>| f.part.visits.iter().any(|(p, _)| !now.phases[*p].roomy);
-        let choices = frontiers.iter().zip(caps).map(|(f, (keep, load))| f.choices(keep, load, lone(f))).collect();
-        Self { machine, policy, input, rates, frontiers, budget: now, more, host, choices }
+        Self { machine, policy, input, rates, frontiers, budget: now, host }
+    }
+
+    /// The budget with so many bytes more.
+    pub(crate) fn with_more(&self, bytes: u64) -> Budget {
+        let free = self.machine.vram_free.unwrap_or(0).saturating_add(bytes);
+        Budget::of(free, self.machine, self.policy, self.input, &self.frontiers)
     }
 
     /// The best combination within these limits; component `only.0` may be nothing but `only.1`.
-    pub(crate) fn solve(&self, budget: &Budget, host: u64, only: Option<(usize, &[Choice])>) -> Option<Solution> {
-        let menus: Vec<Menu<'_>> = self
-            .frontiers
-            .iter()
-            .enumerate()
-            .map(|(i, frontier)| {
-                let choices = match only {
-                    Some((place, choices)) if place == i => choices,
-                    _ => &self.choices[i],
-                };
-                Menu { choices, phases: frontier.part.visits.iter().map(|(phase, _)| *phase).collect() }
-            })
-            .collect();
+    pub(crate) fn solve(&self, budget: &Budget, host: u64, only: Option<(usize, Choice)>) -> Option<Solution> {
+        let menu = |(place, frontier)| Menu {
+            frontier,
+            only: only.filter(|(only, _)| *only == place).map(|(_, choice)| choice),
+            lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
+        };
+        let menus: Vec<Menu<'_>> = self.frontiers.iter().enumerate().map(menu).collect();
         search::solve(&menus, Limits { phases: &budget.rooms, host })
     }
 

@@ -199,7 +199,7 @@ fn rejected(problem: &Problem<'_, '_>, solution: &Solution, place: usize, other:
     let code = format!("{other}_rejected");
     let bytes = capped(frontier.part.bytes());
     let choice = frontier.whole(other == Strategy::NoOffload);
-    let found = choice.and_then(|choice| problem.solve(&problem.budget, problem.host.0, Some((place, &[choice]))));
+    let found = choice.and_then(|choice| problem.solve(&problem.budget, problem.host.0, Some((place, choice))));
     let where_ = if other == Strategy::NoOffload { "in every phase" } else { "while it is active" };
     let Some(with) = found else {
         let rooms = problem.frontiers[place].part.visits.iter().map(|(phase, _)| *phase);
@@ -309,7 +309,7 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
 }
 
 fn more_vram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
-    let with = problem.solve(&problem.more, problem.host.0, None)?;
+    let with = problem.solve(&problem.with_more(MORE), problem.host.0, None)?;
     Some(gain("more_vram", "device memory", solution.time, with.time))
 }
 

@@ -1,14 +1,16 @@
-//! What one component can be had for: placements of which none is both larger and slower than another.
+//! What one component can be had for: its placements by the least time they could take, simulated when somebody asks.
 
 use crate::{
     HostTier, Strategy, budget,
     family::{Family, Set},
+    notes::capped,
     part::Part,
     place,
     rates::{Rates, Times},
-    recurrence::{Course, MAX_SLOTS, Work},
+    recurrence::{MAX_SLOTS, Work},
 };
 use alloc::{collections::BTreeMap, vec::Vec};
+use core::cell::Cell;
 
 /// Streamed groups are page-locked in quarters of their number.
 pub(crate) const QUARTERS: u8 = 4;
@@ -57,12 +59,39 @@ struct Candidate {
     set: Set,
     slots: u32,
     device: u64,
-    /// A pass: compute, link, and staging where nothing is page-locked.
-    work: Work,
     load: u64,
+    streamed: u32,
+    /// Bytes of a pass's copies.
+    bytes: u64,
 }
 
-/// One component's candidates; which of them are tried is a matter of [`Terms`].
+/// A candidate that stays between phases, or not.
+pub(crate) struct Entry {
+    /// Its part of a request takes no less, nanoseconds.
+    pub(crate) bound: u64,
+    pub(crate) device: u64,
+    pub(crate) keep: bool,
+    /// One slot for groups of unknown compute: for where two do not fit.
+    lone: bool,
+    candidate: u32,
+    /// Simulated times by quarters page-locked; zero: not yet, or none.
+    times: [Cell<u64>; QUARTERS as usize + 1],
+}
+
+/// Bytes there are for one component.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// In all phases.
+    pub(crate) between: u128,
+    /// In those in which it is active.
+    pub(crate) within: u128,
+    /// Page-locked.
+    pub(crate) host: u64,
+    /// One slot may do where compute is unknown.
+    pub(crate) lone: bool,
+}
+
+/// One component's placements; which there are is a matter of [`Terms`].
 pub(crate) struct Frontier<'p, 'a> {
     pub(crate) part: &'p Part<'a>,
     pub(crate) family: Family,
@@ -71,15 +100,24 @@ pub(crate) struct Frontier<'p, 'a> {
     /// Per group: streamed from where it is not page-locked, and page-locked.
     times: Vec<[Times; 2]>,
     candidates: Vec<Candidate>,
+    /// By the least time they could take, then by bytes.
+    entries: Vec<Entry>,
     /// The least it can take, and the least with which copies run beside compute.
     pub(crate) least: u64,
     pub(crate) least_overlapped: u64,
-    lone: Option<Candidate>,
 }
 
 impl<'p, 'a> Frontier<'p, 'a> {
-    /// Lists candidates. `counts` bounds how many counts of a stack are tried.
-    pub(crate) fn new(part: &'p Part<'a>, rates: Rates, mut terms: Terms, counts: usize, all: bool) -> Self {
+    /// Lists them. `counts` bounds how many counts of a stack are tried; `all`: few groups are tried in every way;
+    /// `always`: the component is active in all phases, so that to stay costs nothing.
+    pub(crate) fn new(
+        part: &'p Part<'a>,
+        rates: Rates,
+        mut terms: Terms,
+        counts: usize,
+        all: bool,
+        always: bool,
+    ) -> Self {
         terms.slot_cap = terms.slot_cap.clamp(1, MAX_SLOTS as u32);
         let family = Family::of(part, counts, all);
         let unlocked = terms.unlocked(&rates);
@@ -91,11 +129,17 @@ impl<'p, 'a> Frontier<'p, 'a> {
             terms,
             times: part.groups.iter().map(|(group, _)| times(group)).collect(),
             candidates: Vec::new(),
+            entries: Vec::new(),
             least: u64::MAX,
             least_overlapped: u64::MAX,
-            lone: None,
         };
-        this.list();
+        let keeps: &[bool] = match this.terms.asked {
+            Strategy::NoOffload => &[true],
+            Strategy::ModelOffload => &[false],
+            _ if always => &[true],
+            _ => &[true, false],
+        };
+        this.list(keeps);
         this
     }
 
@@ -116,7 +160,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
         }
     }
 
-    fn list(&mut self) {
+    fn list(&mut self, keeps: &[bool]) {
         let sets: Vec<Set> = match (self.terms.asked, self.terms.resident) {
             (Strategy::NoOffload | Strategy::ModelOffload, _) => Vec::from([Set::NONE]),
             (Strategy::GroupOffload, _) => Vec::from([self.family.all()]),
@@ -126,133 +170,163 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let (compute, total, slabs) = (self.part.compute(), self.part.bytes(), Slabs::of(self.part));
         let unknown = self.part.unknown() > 0;
         let mut flags = Vec::new();
+        let tiers = self.terms.lock_cap > 0 && self.rates.has_tiers();
         for set in sets {
             self.family.mark(set, &mut flags);
             let (mut bytes, mut count, mut work) = (0, 0, Work { compute, ..Work::default() });
             for (index, _) in flags.iter().enumerate().filter(|(_, streams)| **streams) {
                 bytes += self.part.groups[index].1.bytes;
                 count += 1;
-                work.stage = work.stage.saturating_add(self.times[index][0].0);
-                work.copy = work.copy.saturating_add(self.times[index][0].1);
+                let [(stage, copy), (_, locked)] = self.times[index];
+                work.stage = work.stage.saturating_add(if tiers { 0 } else { stage });
+                work.copy = work.copy.saturating_add(if tiers { locked } else { copy });
             }
             let load = self.part.load(&self.rates, |i| flags[i]);
             let slot = slabs.slot(&flags);
             for slots in 1..=self.terms.slot_cap.min(count).max(1) {
                 let device = total - bytes + if count == 0 { 0 } else { slot * u128::from(slots) };
                 let Ok(device) = u64::try_from(device) else { continue };
-                let candidate = Candidate { set, slots: slots.min(count), device, work, load };
                 self.least = self.least.min(device);
                 // Compute counts as zero where it is unknown, so one slot would always look best, and yet copies could
                 // hide behind nothing. It is for where two slots do not fit.
-                if unknown && slots == 1 && count > 1 && self.terms.slot_cap > 1 {
-                    if self.lone.is_none_or(|lone| device < lone.device) {
-                        self.lone = Some(candidate);
-                    }
-                } else {
+                let lone = unknown && slots == 1 && count > 1 && self.terms.slot_cap > 1;
+                if !lone {
                     self.least_overlapped = self.least_overlapped.min(device);
-                    self.candidates.push(candidate);
+                }
+                let candidate = self.candidates.len() as u32;
+                let bytes = capped(bytes);
+                self.candidates.push(Candidate { set, slots: slots.min(count), device, load, streamed: count, bytes });
+                for keep in keeps {
+                    let bound = self.over_visits(|passes| {
+                        let load = if *keep { 0 } else { load };
+                        load.saturating_add(work.bound().saturating_mul(passes))
+                    });
+                    let times = Default::default();
+                    self.entries.push(Entry { bound, device, keep: *keep, lone, candidate, times });
                 }
             }
         }
-        self.candidates.sort_by_key(|c| (c.device, c.work.bound(), c.slots));
+        self.entries.sort_by_key(|e| (e.bound, e.device, e.keep, e.candidate));
     }
 
-    /// The placements worth having, fastest first. `lone`: two slots do not fit somewhere.
-    pub(crate) fn choices(&self, keep_cap: Option<u64>, load_cap: Option<u64>, lone: bool) -> Vec<Choice> {
-        let mut choices = Vec::new();
-        for (keep, cap) in [(true, keep_cap), (false, load_cap)] {
-            let Some(cap) = cap else { continue };
-            let mut kept: Vec<Choice> = Vec::new();
-            let mut flags = Vec::new();
-            for candidate in self.candidates.iter().take_while(|c| c.device <= cap) {
-                self.weigh(candidate, keep, &mut flags, &mut kept);
-            }
-            if let Some(candidate) = self.lone.filter(|c| lone && c.device <= cap) {
-                let mut alone = Vec::new();
-                self.weigh(&candidate, keep, &mut flags, &mut alone);
-                kept.extend(alone);
-            }
-            choices.append(&mut kept);
-        }
-        choices.sort_by_key(|c| (c.time, c.device, c.host));
-        choices
+    /// Sums up what a visit of so many passes takes.
+    fn over_visits(&self, time: impl Fn(u64) -> u64) -> u64 {
+        let visits = self.part.visits.iter().filter(|(_, passes)| *passes > 0);
+        visits.fold(0, |sum: u64, (_, passes)| sum.saturating_add(time(*passes)))
     }
 
-    /// Adds what a candidate is worth having for.
-    fn weigh(&self, candidate: &Candidate, keep: bool, flags: &mut Vec<bool>, kept: &mut Vec<Choice>) {
-        let beaten = |time, host, kept: &[Choice]| kept.iter().rev().any(|c| c.time <= time && c.host <= host);
-        // Page-locking saves the staging, at the most.
-        let tiers = candidate.slots > 0 && self.terms.lock_cap > 0 && self.rates.has_tiers();
-        let locked = Work { stage: 0, ..candidate.work };
-        let bound = self.bound(candidate, if tiers { locked } else { candidate.work }, keep);
-        if beaten(bound, 0, kept) {
-            return;
+    /// By the least time they could take.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Whether an entry fits without page-locked copies.
+    pub(crate) fn fits(&self, entry: &Entry, room: Room) -> bool {
+        u128::from(entry.device) <= if entry.keep { room.between } else { room.within } && (!entry.lone || room.lone)
+    }
+
+    /// What an entry is with so many quarters of its streamed groups page-locked; `None`: as fewer, or more than the host
+    /// has.
+    pub(crate) fn choice(&self, entry: &Entry, locked: u8, host: u64) -> Option<Choice> {
+        let candidate = self.candidates[entry.candidate as usize];
+        if locked > 0 && (host == 0 || !self.rates.has_tiers() || self.same_quota(candidate.streamed, locked)) {
+            return None;
         }
-        self.family.mark(candidate.set, flags);
-        let (mut quota, mut most) = (usize::MAX, if tiers { QUARTERS } else { 0 });
-        for locked in 0..=QUARTERS {
-            if locked > most || quota == self.quota(flags, locked) {
+        let mut flags = Vec::new();
+        let mut page_locked = 0;
+        let time = &entry.times[usize::from(locked)];
+        if locked > 0 || time.get() == 0 {
+            self.family.mark(candidate.set, &mut flags);
+            let tiers = self.tiers(&flags, locked);
+            let copies = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
+            page_locked = u64::try_from(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>()).ok()?;
+            if page_locked > host {
+                return None;
+            }
+            if time.get() == 0 {
+                let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
+                let course = self.part.course(candidate.slots as usize, times);
+                let load = if entry.keep { 0 } else { candidate.load };
+                time.set(self.over_visits(|passes| course.visit(passes, entry.keep, load, &mut ()).total));
+            }
+        }
+        let Candidate { set, slots, device, .. } = candidate;
+        Some(Choice { set, slots, locked, keep: entry.keep, device, host: page_locked, time: time.get() })
+    }
+
+    /// The fastest placement that fits; of equals the smallest. Adds to `steps` what it looked at.
+    pub(crate) fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
+        let mut best: Option<Choice> = None;
+        for entry in &self.entries {
+            *steps += 1;
+            if let Some(best) = best
+                && (entry.bound, entry.device) >= (best.time, best.device)
+            {
+                if entry.bound > best.time {
+                    break;
+                }
                 continue;
             }
-            quota = self.quota(flags, locked);
-            let tiers = self.tiers(flags, locked);
-            let host = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
-            let host = host.map(|(_, (_, facts))| facts.bytes).sum::<u128>();
-            if host > self.terms.lock_cap.into() {
-                break;
+            if !self.fits(entry, room) || best.is_some_and(|best| self.staged(entry, room.host) > best.time) {
+                continue;
             }
-            let host = host as u64;
-            let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
-            let time = self.time(&self.part.course(candidate.slots as usize, times), candidate, keep);
-            if time <= bound {
-                // Nothing is left to save.
-                most = locked;
-            }
-            if !beaten(time, host, kept) {
-                let Candidate { set, slots, device, .. } = *candidate;
-                kept.push(Choice { set, slots, locked, keep, device, host, time });
+            // More page-locked is never slower.
+            let found = (0..=QUARTERS).rev().find_map(|locked| self.choice(entry, locked, room.host));
+            *steps += self.part.groups.len();
+            if let Some(found) = found
+                && best.is_none_or(|best| (found.time, found.device) < (best.time, best.device))
+            {
+                best = Some(found);
             }
         }
+        best
     }
 
-    /// No order of copies is faster.
-    fn bound(&self, candidate: &Candidate, work: Work, keep: bool) -> u64 {
-        let load = if keep { 0 } else { candidate.load };
-        self.part.visits.iter().filter(|(_, passes)| *passes > 0).fold(0, |sum: u64, (_, passes)| {
-            sum.saturating_add(load).saturating_add(work.bound().saturating_mul(*passes))
-        })
+    /// What filling page-locked memory takes at the least with so many bytes of copies: a bound too, nanoseconds.
+    pub(crate) fn staged(&self, entry: &Entry, host: u64) -> u64 {
+        let bytes = self.candidates[entry.candidate as usize].bytes.saturating_sub(host);
+        self.rates.least(0, bytes.into()).saturating_mul(self.part.passes())
     }
 
-    fn time(&self, course: &Course, candidate: &Candidate, keep: bool) -> u64 {
-        let load = if keep { 0 } else { candidate.load };
-        let mut last = (0, 0);
-        self.part.visits.iter().filter(|(_, passes)| *passes > 0).fold(0, |sum: u64, (_, passes)| {
-            if last.0 != *passes {
-                last = (*passes, course.visit(*passes, keep, load, &mut ()).total);
-            }
-            sum.saturating_add(last.1)
-        })
+    /// What takes least of everything; what need not stay between phases does not.
+    pub(crate) fn smallest(&self, lone: bool) -> Option<Choice> {
+        let entries = self.entries.iter().filter(|e| lone || !e.lone);
+        let entry = entries.min_by_key(|e| (e.keep, e.device, e.bound))?;
+        self.choice(entry, 0, 0)
     }
 
-    /// How many of the streamed groups so many quarters are.
-    fn quota(&self, flags: &[bool], locked: u8) -> usize {
-        flags.iter().filter(|streams| **streams).count() * usize::from(locked) / usize::from(QUARTERS)
-    }
-
-    /// Where each group streams from, given which stream; the page-locked ones are spread evenly among them.
-    fn tiers(&self, flags: &[bool], locked: u8) -> Vec<Option<HostTier>> {
-        let count = flags.iter().filter(|streams| **streams).count();
-        let (quota, unlocked) = (self.quota(flags, locked), self.terms.unlocked(&self.rates));
-        let mut at = 0;
-        let tier = |streams: &bool| {
-            streams.then(|| {
-                // Bresenham's line: `quota` of `count`.
-                let (before, after) = (at * quota / count, (at + 1) * quota / count);
-                at += 1;
-                if after > before { HostTier::PageLocked } else { unlocked }
-            })
+    /// The same placement with no more page-locked than makes it faster.
+    pub(crate) fn unlocked(&self, choice: Choice) -> Choice {
+        let same = |e: &&Entry| {
+            let candidate = &self.candidates[e.candidate as usize];
+            e.keep == choice.keep && candidate.set == choice.set && candidate.slots == choice.slots
         };
-        flags.iter().map(tier).collect()
+        let Some(entry) = self.entries.iter().find(same) else { return choice };
+        let fewer = (0..choice.locked).filter_map(|locked| self.choice(entry, locked, choice.host));
+        fewer.into_iter().find(|fewer| fewer.time <= choice.time).unwrap_or(choice)
+    }
+
+    fn same_quota(&self, streamed: u32, locked: u8) -> bool {
+        let quota = |locked: u8| streamed * u32::from(locked) / u32::from(QUARTERS);
+        quota(locked) == quota(locked - 1)
+    }
+
+    /// Where each group streams from, given which stream. The page-locked ones are spread among them, and those of fewer
+    /// quarters are among those of more: page-locking more is never slower.
+    fn tiers(&self, flags: &[bool], locked: u8) -> Vec<Option<HostTier>> {
+        let unlocked = self.terms.unlocked(&self.rates);
+        let mut tiers: Vec<_> = flags.iter().map(|streams| streams.then_some(unlocked)).collect();
+        if locked > 0 {
+            let streamed: Vec<usize> = (0..flags.len()).filter(|i| flags[*i]).collect();
+            let quota = streamed.len() * usize::from(locked) / usize::from(QUARTERS);
+            let size = streamed.len().next_power_of_two();
+            // Numbers with their bits reversed: the first of them are always far apart.
+            let spread = (0..size).map(|i| if size == 1 { 0 } else { i.reverse_bits() >> (size.leading_zeros() + 1) });
+            for place in spread.filter(|place| *place < streamed.len()).take(quota) {
+                tiers[streamed[place]] = Some(HostTier::PageLocked);
+            }
+        }
+        tiers
     }
 
     /// Per choice: where each group streams from.
@@ -266,15 +340,15 @@ impl<'p, 'a> Frontier<'p, 'a> {
     pub(crate) fn whole(&self, keep: bool) -> Option<Choice> {
         let device = u64::try_from(self.part.bytes()).ok()?;
         let load = self.part.load(&self.rates, |_| false);
-        let candidate = Candidate { set: Set::NONE, slots: 0, device, work: Work::default(), load };
+        let load = if keep { 0 } else { load };
         let course = self.part.course(0, |_| None);
-        let time = self.time(&course, &candidate, keep);
+        let time = self.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total);
         Some(Choice { set: Set::NONE, slots: 0, locked: 0, keep, device, host: 0, time })
     }
 
     pub(crate) fn slot_bytes(&self, tiers: &[Option<HostTier>]) -> u64 {
         let flags: Vec<bool> = tiers.iter().map(Option::is_some).collect();
-        crate::notes::capped(Slabs::of(self.part).slot(&flags))
+        capped(Slabs::of(self.part).slot(&flags))
     }
 }
 

@@ -1,19 +1,43 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
-use crate::frontier::Choice;
+use crate::frontier::{Choice, Frontier, QUARTERS, Room};
 use alloc::{vec, vec::Vec};
 use core::cmp::Reverse;
 
 /// Work after which the best solution so far is taken.
-const STEPS: usize = 1 << 20;
+const STEPS: usize = 1 << 21;
 /// More components than this are placed one after the other, without going back.
 const DEPTH: usize = 24;
 
-/// A component's choices, fastest first, and the phases in which it is active.
-#[derive(Clone)]
+/// A component's placements.
+#[derive(Clone, Copy)]
 pub(crate) struct Menu<'c> {
-    pub(crate) choices: &'c [Choice],
-    pub(crate) phases: Vec<usize>,
+    pub(crate) frontier: &'c Frontier<'c, 'c>,
+    /// Nothing but this.
+    pub(crate) only: Option<Choice>,
+    /// One slot may do where compute is unknown.
+    pub(crate) lone: bool,
+}
+
+impl Menu<'_> {
+    fn phases(&self) -> impl Iterator<Item = usize> + '_ {
+        self.frontier.part.visits.iter().map(|(phase, _)| *phase)
+    }
+
+    fn smallest(&self) -> Option<Choice> {
+        self.only.or_else(|| self.frontier.smallest(self.lone))
+    }
+
+    /// The fastest choice that fits, and work done to find it.
+    fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
+        match self.only {
+            Some(choice) => {
+                let fits = u128::from(choice.device) <= if choice.keep { room.between } else { room.within };
+                Some(choice).filter(|_| fits && choice.host <= room.host)
+            }
+            None => self.frontier.fastest(room, steps),
+        }
+    }
 }
 
 /// What there is.
@@ -37,14 +61,8 @@ pub(crate) struct Solution {
 
 /// The fastest combination that fits; of equals one that takes less device memory. `None`: none fits.
 pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> {
-    let least: Option<Vec<Choice>> = menus.iter().map(least).collect();
+    let least: Option<Vec<Choice>> = menus.iter().map(Menu::smallest).collect();
     let least = least?;
-    let mut order: Vec<usize> = (0..menus.len()).collect();
-    let spread = |i: usize| {
-        let times = || menus[i].choices.iter().map(|c| c.time);
-        times().max().unwrap_or(0) - times().min().unwrap_or(0)
-    };
-    order.sort_by_key(|i| (Reverse(spread(*i)), *i));
     let mut search = Search {
         menus,
         limits,
@@ -52,7 +70,7 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
         host: 0,
         picks: least.clone(),
         least,
-        order,
+        order: Vec::new(),
         best: None,
         steps: 0,
     };
@@ -62,6 +80,7 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
     if search.used.iter().zip(limits.phases).any(|(used, limit)| *used > u128::from(*limit)) {
         return None;
     }
+    search.order = search.by_gain()?;
     let deep = menus.len() > DEPTH;
     if deep {
         search.one_by_one();
@@ -69,19 +88,16 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
         search.descend(0, 0, 0);
     }
     let complete = !deep && search.steps < STEPS;
-    search.best.map(|(time, _, picks)| Solution { picks, time, complete })
-}
-
-/// The choice that takes least of everything; what need not stay between phases does not.
-fn least(menu: &Menu<'_>) -> Option<Choice> {
-    menu.choices.iter().filter(|c| c.host == 0).min_by_key(|c| (c.keep, c.device, c.time)).copied()
+    let (time, _, picks) = search.best?;
+    let picks = menus.iter().zip(picks).map(|(menu, choice)| menu.frontier.unlocked(choice)).collect();
+    Some(Solution { picks, time, complete })
 }
 
 fn occupy(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
     if choice.keep {
         used.iter_mut().for_each(|used| *used += u128::from(choice.device));
     } else {
-        menu.phases.iter().for_each(|phase| used[*phase] += u128::from(choice.device));
+        menu.phases().for_each(|phase| used[phase] += u128::from(choice.device));
     }
 }
 
@@ -89,7 +105,7 @@ fn vacate(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
     if choice.keep {
         used.iter_mut().for_each(|used| *used -= u128::from(choice.device));
     } else {
-        menu.phases.iter().for_each(|phase| used[*phase] -= u128::from(choice.device));
+        menu.phases().for_each(|phase| used[phase] -= u128::from(choice.device));
     }
 }
 
@@ -107,38 +123,35 @@ struct Search<'c> {
 }
 
 impl Search<'_> {
-    /// Bytes that component `i`, which takes its least, could take instead: between phases, and not.
-    fn room(&self, i: usize) -> (u128, u128) {
-        let least = self.least[i];
-        let mut between = u128::MAX;
-        let mut within = u128::MAX;
-        let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
-        for phase in 0..self.used.len() {
-            between = between.min(slack(phase) + if least.keep { u128::from(least.device) } else { 0 });
+    /// Those first that gain most from what is left.
+    fn by_gain(&mut self) -> Option<Vec<usize>> {
+        let mut gains = Vec::with_capacity(self.menus.len());
+        for i in 0..self.menus.len() {
+            let fastest = self.fastest(i)?;
+            gains.push((Reverse(self.least[i].time.saturating_sub(fastest.time)), i));
         }
-        for phase in &self.menus[i].phases {
-            within = within.min(slack(*phase) + u128::from(least.device));
-        }
-        if !least.keep {
-            // Its own phases hold its least already; the others do not.
-            let own = &self.menus[i].phases;
-            let others = (0..self.used.len()).filter(|phase| !own.contains(phase)).map(slack).min();
-            between = within.min(others.unwrap_or(u128::MAX));
-        }
-        (between, within)
+        gains.sort_unstable();
+        Some(gains.into_iter().map(|(_, i)| i).collect())
     }
 
-    fn fits(&self, choice: &Choice, room: (u128, u128)) -> bool {
-        u128::from(choice.device) <= if choice.keep { room.0 } else { room.1 }
-            && choice.host <= self.limits.host.saturating_sub(self.host)
+    /// What component `i`, which takes its least, could take instead.
+    fn room(&self, i: usize) -> Room {
+        let (least, menu) = (self.least[i], &self.menus[i]);
+        let own = u128::from(least.device);
+        let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
+        let within = menu.phases().map(slack).min().unwrap_or(0) + own;
+        // Where it is active its least is counted already; elsewhere only if it stays.
+        let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
+        let others = others.map_or(u128::MAX, |slack| if least.keep { slack + own } else { slack });
+        let host = self.limits.host.saturating_sub(self.host);
+        Room { between: within.min(others), within, host, lone: menu.lone }
     }
 
     /// The fastest choice that fits beside what is decided.
-    fn fastest(&mut self, i: usize) -> Option<usize> {
+    fn fastest(&mut self, i: usize) -> Option<Choice> {
         let room = self.room(i);
-        let found = self.menus[i].choices.iter().position(|choice| self.fits(choice, room));
-        self.steps += found.unwrap_or(0) + self.used.len() + 1;
-        found
+        self.steps += self.used.len();
+        self.menus[i].fastest(room, &mut self.steps)
     }
 
     fn swap(&mut self, i: usize, from: &Choice, to: &Choice) {
@@ -169,37 +182,82 @@ impl Search<'_> {
             let Some(found) = self.fastest(self.order[at]) else { return };
             fastest.push(found);
         }
-        let choice = |at: usize| self.menus[self.order[level + at]].choices[fastest[at]];
-        let (rest, rest_device) = (1..fastest.len())
-            .map(choice)
-            .fold((0u64, 0u128), |(time, device), c| (time.saturating_add(c.time), device + u128::from(c.device)));
-        for number in fastest[0]..self.menus[i].choices.len() {
-            let next = self.menus[i].choices[number];
-            let bound = time.saturating_add(next.time).saturating_add(rest);
-            if !self.is_better(bound, 0) {
+        let sum = |choices: &[Choice]| {
+            choices.iter().fold((0u64, 0u128), |(t, d), c| (t.saturating_add(c.time), d + u128::from(c.device)))
+        };
+        let (all, rest) = (sum(&fastest), sum(&fastest[1..]));
+        if !self.is_better(time.saturating_add(all.0), device + all.1) {
+            return;
+        }
+        if self.together(level, &fastest) {
+            return;
+        }
+        let menus = self.menus;
+        if menus[i].only.is_some() {
+            self.decide(level, time, device, fastest[0]);
+            return;
+        }
+        let frontier = menus[i].frontier;
+        for entry in frontier.entries() {
+            if !self.is_better(time.saturating_add(entry.bound).saturating_add(rest.0), 0) || self.steps >= STEPS {
                 break;
             }
-            let device = device + u128::from(next.device);
-            if !self.is_better(bound, device + rest_device) || !self.fits(&next, self.room(i)) {
-                self.steps += 1;
+            self.steps += 1;
+            let room = self.room(i);
+            let staged = time.saturating_add(frontier.staged(entry, room.host)).saturating_add(rest.0);
+            if !frontier.fits(entry, room) || !self.is_better(staged, 0) {
                 continue;
             }
-            let least = self.least[i];
-            self.swap(i, &least, &next);
-            self.descend(level + 1, time.saturating_add(next.time), device);
-            self.swap(i, &next, &least);
-            if self.steps >= STEPS {
-                break;
+            for locked in (0..=QUARTERS).rev() {
+                let Some(next) = frontier.choice(entry, locked, room.host) else { continue };
+                self.steps += frontier.part.groups.len();
+                let bound = time.saturating_add(next.time).saturating_add(rest.0);
+                if self.is_better(bound, device + u128::from(next.device) + rest.1) {
+                    self.decide(level, time, device, next);
+                }
             }
         }
+    }
+
+    fn decide(&mut self, level: usize, time: u64, device: u128, next: Choice) {
+        let i = self.order[level];
+        let least = self.least[i];
+        self.swap(i, &least, &next);
+        self.descend(level + 1, time.saturating_add(next.time), device + u128::from(next.device));
+        self.swap(i, &next, &least);
+    }
+
+    /// Takes the fastest of each, if they fit together: then nothing else needs to be looked at.
+    fn together(&mut self, level: usize, fastest: &[Choice]) -> bool {
+        let menus = self.menus;
+        let order: Vec<usize> = self.order[level..].to_vec();
+        for (i, choice) in order.iter().zip(fastest) {
+            let least = self.least[*i];
+            self.swap(*i, &least, choice);
+        }
+        let phases = self.used.iter().zip(self.limits.phases);
+        let fits = self.host <= self.limits.host && phases.into_iter().all(|(used, room)| *used <= u128::from(*room));
+        if fits {
+            let (time, device) = menus.iter().zip(&self.picks).fold((0u64, 0u128), |(time, device), (_, choice)| {
+                (time.saturating_add(choice.time), device + u128::from(choice.device))
+            });
+            if self.is_better(time, device) {
+                self.best = Some((time, device, self.picks.clone()));
+            }
+        }
+        for (i, choice) in order.iter().zip(fastest) {
+            let least = self.least[*i];
+            self.swap(*i, choice, &least);
+        }
+        fits
     }
 
     /// Gives each component in turn the fastest choice that fits.
     fn one_by_one(&mut self) {
         for at in 0..self.order.len() {
             let i = self.order[at];
-            if let Some(found) = self.fastest(i) {
-                let (least, next) = (self.least[i], self.menus[i].choices[found]);
+            if let Some(next) = self.fastest(i) {
+                let least = self.least[i];
                 self.swap(i, &least, &next);
             }
         }
