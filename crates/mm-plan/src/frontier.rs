@@ -30,6 +30,38 @@ pub(crate) struct Choice {
     pub(crate) host: u64,
     /// Its part of a request, nanoseconds.
     pub(crate) time: u64,
+    /// Bytes that cross the link in a request.
+    pub(crate) traffic: u64,
+}
+
+impl Choice {
+    pub(crate) fn score(&self) -> Score {
+        Score { time: self.time, traffic: self.traffic, device: self.device }
+    }
+}
+
+/// How good placements are: the fastest is best. Of equals the one that copies least: what is predicted to hide may not, and
+/// takes the link and the host's memory. Of those the smallest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Score {
+    /// Nanoseconds.
+    pub(crate) time: u64,
+    /// Bytes that cross the link in a request.
+    pub(crate) traffic: u64,
+    /// Engine bytes, all components.
+    pub(crate) device: u64,
+}
+
+impl core::ops::Add for Score {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            time: self.time.saturating_add(other.time),
+            traffic: self.traffic.saturating_add(other.traffic),
+            device: self.device.saturating_add(other.device),
+        }
+    }
 }
 
 /// What a component may be placed as.
@@ -67,9 +99,8 @@ struct Candidate {
 
 /// A candidate that stays between phases, or not.
 pub(crate) struct Entry {
-    /// Its part of a request takes no less, nanoseconds.
-    pub(crate) bound: u64,
-    pub(crate) device: u64,
+    /// Its part of a request takes no less time; the rest is exact.
+    pub(crate) bound: Score,
     pub(crate) keep: bool,
     /// One slot for groups of unknown compute: for where two do not fit.
     lone: bool,
@@ -100,7 +131,7 @@ pub(crate) struct Frontier<'p, 'a> {
     /// Per group: streamed from where it is not page-locked, and page-locked.
     times: Vec<[Times; 2]>,
     candidates: Vec<Candidate>,
-    /// By the least time they could take, then by bytes.
+    /// The best first, as far as one can tell without simulating.
     entries: Vec<Entry>,
     /// The least it can take, and the least with which copies run beside compute.
     pub(crate) least: u64,
@@ -201,12 +232,14 @@ impl<'p, 'a> Frontier<'p, 'a> {
                         let load = if *keep { 0 } else { load };
                         load.saturating_add(work.bound().saturating_mul(passes))
                     });
-                    let times = Default::default();
-                    self.entries.push(Entry { bound, device, keep: *keep, lone, candidate, times });
+                    let loaded = if *keep { 0 } else { total - u128::from(bytes) };
+                    let traffic = self.over_visits(|passes| capped(loaded + u128::from(bytes) * u128::from(passes)));
+                    let bound = Score { time: bound, traffic, device };
+                    self.entries.push(Entry { bound, keep: *keep, lone, candidate, times: Default::default() });
                 }
             }
         }
-        self.entries.sort_by_key(|e| (e.bound, e.device, e.keep, e.candidate));
+        self.entries.sort_by_key(|e| (e.bound, e.keep, e.candidate));
     }
 
     /// Sums up what a visit of so many passes takes.
@@ -215,14 +248,15 @@ impl<'p, 'a> Frontier<'p, 'a> {
         visits.fold(0, |sum: u64, (_, passes)| sum.saturating_add(time(*passes)))
     }
 
-    /// By the least time they could take.
+    /// The best first, as far as one can tell without simulating.
     pub(crate) fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
     /// Whether an entry fits without page-locked copies.
     pub(crate) fn fits(&self, entry: &Entry, room: Room) -> bool {
-        u128::from(entry.device) <= if entry.keep { room.between } else { room.within } && (!entry.lone || room.lone)
+        u128::from(entry.bound.device) <= if entry.keep { room.between } else { room.within }
+            && (!entry.lone || room.lone)
     }
 
     /// What an entry is with so many quarters of its streamed groups page-locked; `None`: as fewer, or more than the host
@@ -251,21 +285,18 @@ impl<'p, 'a> Frontier<'p, 'a> {
             }
         }
         let Candidate { set, slots, device, .. } = candidate;
-        Some(Choice { set, slots, locked, keep: entry.keep, device, host: page_locked, time: time.get() })
+        let (traffic, keep, time) = (entry.bound.traffic, entry.keep, time.get());
+        Some(Choice { set, slots, locked, keep, device, host: page_locked, time, traffic })
     }
 
-    /// The fastest placement that fits; of equals the smallest. Adds to `steps` what it looked at.
+    /// The best placement that fits. Adds to `steps` what it looked at.
     pub(crate) fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
         let mut best: Option<Choice> = None;
         for entry in &self.entries {
             *steps += 1;
-            if let Some(best) = best
-                && (entry.bound, entry.device) >= (best.time, best.device)
-            {
-                if entry.bound > best.time {
-                    break;
-                }
-                continue;
+            if best.is_some_and(|best| entry.bound >= best.score()) {
+                // The others are no better either.
+                break;
             }
             if !self.fits(entry, room) || best.is_some_and(|best| self.staged(entry, room.host) > best.time) {
                 continue;
@@ -273,11 +304,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
             // More page-locked is never slower.
             let found = (0..=QUARTERS).rev().find_map(|locked| self.choice(entry, locked, room.host));
             *steps += self.part.groups.len();
-            if let Some(found) = found
-                && best.is_none_or(|best| (found.time, found.device) < (best.time, best.device))
-            {
-                best = Some(found);
-            }
+            best = best.into_iter().chain(found).min_by_key(Choice::score);
         }
         best
     }
@@ -291,7 +318,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// What takes least of everything; what need not stay between phases does not.
     pub(crate) fn smallest(&self, lone: bool) -> Option<Choice> {
         let entries = self.entries.iter().filter(|e| lone || !e.lone);
-        let entry = entries.min_by_key(|e| (e.keep, e.device, e.bound))?;
+        let entry = entries.min_by_key(|e| (e.keep, e.bound.device, e.bound))?;
         self.choice(entry, 0, 0)
     }
 
@@ -343,7 +370,8 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let load = if keep { 0 } else { load };
         let course = self.part.course(0, |_| None);
         let time = self.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total);
-        Some(Choice { set: Set::NONE, slots: 0, locked: 0, keep, device, host: 0, time })
+        let traffic = if keep { 0 } else { self.over_visits(|_| device) };
+        Some(Choice { set: Set::NONE, slots: 0, locked: 0, keep, device, host: 0, time, traffic })
     }
 
     pub(crate) fn slot_bytes(&self, tiers: &[Option<HostTier>]) -> u64 {

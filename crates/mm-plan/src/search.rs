@@ -1,6 +1,6 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
-use crate::frontier::{Choice, Frontier, QUARTERS, Room};
+use crate::frontier::{Choice, Frontier, QUARTERS, Room, Score};
 use alloc::{vec, vec::Vec};
 use core::cmp::Reverse;
 
@@ -59,7 +59,7 @@ pub(crate) struct Solution {
     pub(crate) complete: bool,
 }
 
-/// The fastest combination that fits; of equals one that takes less device memory. `None`: none fits.
+/// The best combination that fits. `None`: none fits.
 pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> {
     let least: Option<Vec<Choice>> = menus.iter().map(Menu::smallest).collect();
     let least = least?;
@@ -85,12 +85,12 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
     if deep {
         search.one_by_one();
     } else {
-        search.descend(0, 0, 0);
+        search.descend(0, Score::default());
     }
     let complete = !deep && search.steps < STEPS;
-    let (time, _, picks) = search.best?;
+    let (score, picks) = search.best?;
     let picks = menus.iter().zip(picks).map(|(menu, choice)| menu.frontier.unlocked(choice)).collect();
-    Some(Solution { picks, time, complete })
+    Some(Solution { picks, time: score.time, complete })
 }
 
 fn occupy(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
@@ -118,7 +118,7 @@ struct Search<'c> {
     picks: Vec<Choice>,
     least: Vec<Choice>,
     order: Vec<usize>,
-    best: Option<(u64, u128, Vec<Choice>)>,
+    best: Option<(Score, Vec<Choice>)>,
     steps: usize,
 }
 
@@ -161,18 +161,18 @@ impl Search<'_> {
         self.picks[i] = *to;
     }
 
-    fn is_better(&self, time: u64, device: u128) -> bool {
-        self.best.as_ref().is_none_or(|best| (time, device) < (best.0, best.1))
+    fn is_better(&self, score: Score) -> bool {
+        self.best.as_ref().is_none_or(|best| score < best.0)
     }
 
-    /// Decides the components from `level` on; those before take `time` and `device` bytes.
-    fn descend(&mut self, level: usize, time: u64, device: u128) {
+    /// Decides the components from `level` on; those before are worth `decided`.
+    fn descend(&mut self, level: usize, decided: Score) {
         if self.steps >= STEPS && self.best.is_some() {
             return;
         }
         let Some(i) = self.order.get(level).copied() else {
-            if self.is_better(time, device) {
-                self.best = Some((time, device, self.picks.clone()));
+            if self.is_better(decided) {
+                self.best = Some((decided, self.picks.clone()));
             }
             return;
         };
@@ -182,68 +182,56 @@ impl Search<'_> {
             let Some(found) = self.fastest(self.order[at]) else { return };
             fastest.push(found);
         }
-        let sum = |choices: &[Choice]| {
-            choices.iter().fold((0u64, 0u128), |(t, d), c| (t.saturating_add(c.time), d + u128::from(c.device)))
-        };
-        let (all, rest) = (sum(&fastest), sum(&fastest[1..]));
-        if !self.is_better(time.saturating_add(all.0), device + all.1) {
-            return;
-        }
-        if self.together(level, &fastest) {
+        let others = decided + sum(&fastest[1..]);
+        if !self.is_better(others + fastest[0].score()) || self.together(level, &fastest) {
             return;
         }
         let menus = self.menus;
         if menus[i].only.is_some() {
-            self.decide(level, time, device, fastest[0]);
+            self.decide(level, decided, fastest[0]);
             return;
         }
         let frontier = menus[i].frontier;
         for entry in frontier.entries() {
-            if !self.is_better(time.saturating_add(entry.bound).saturating_add(rest.0), 0) || self.steps >= STEPS {
+            if !self.is_better(others + entry.bound) || self.steps >= STEPS {
                 break;
             }
             self.steps += 1;
             let room = self.room(i);
-            let staged = time.saturating_add(frontier.staged(entry, room.host)).saturating_add(rest.0);
-            if !frontier.fits(entry, room) || !self.is_better(staged, 0) {
+            let staged = Score { time: frontier.staged(entry, room.host), ..Score::default() };
+            if !frontier.fits(entry, room) || !self.is_better(others + staged) {
                 continue;
             }
             for locked in (0..=QUARTERS).rev() {
                 let Some(next) = frontier.choice(entry, locked, room.host) else { continue };
                 self.steps += frontier.part.groups.len();
-                let bound = time.saturating_add(next.time).saturating_add(rest.0);
-                if self.is_better(bound, device + u128::from(next.device) + rest.1) {
-                    self.decide(level, time, device, next);
+                if self.is_better(others + next.score()) {
+                    self.decide(level, decided, next);
                 }
             }
         }
     }
 
-    fn decide(&mut self, level: usize, time: u64, device: u128, next: Choice) {
+    fn decide(&mut self, level: usize, decided: Score, next: Choice) {
         let i = self.order[level];
         let least = self.least[i];
         self.swap(i, &least, &next);
-        self.descend(level + 1, time.saturating_add(next.time), device + u128::from(next.device));
+        self.descend(level + 1, decided + next.score());
         self.swap(i, &next, &least);
     }
 
     /// Takes the fastest of each, if they fit together: then nothing else needs to be looked at.
     fn together(&mut self, level: usize, fastest: &[Choice]) -> bool {
-        let menus = self.menus;
         let order: Vec<usize> = self.order[level..].to_vec();
         for (i, choice) in order.iter().zip(fastest) {
             let least = self.least[*i];
             self.swap(*i, &least, choice);
         }
-        let phases = self.used.iter().zip(self.limits.phases);
-        let fits = self.host <= self.limits.host && phases.into_iter().all(|(used, room)| *used <= u128::from(*room));
-        if fits {
-            let (time, device) = menus.iter().zip(&self.picks).fold((0u64, 0u128), |(time, device), (_, choice)| {
-                (time.saturating_add(choice.time), device + u128::from(choice.device))
-            });
-            if self.is_better(time, device) {
-                self.best = Some((time, device, self.picks.clone()));
-            }
+        let mut phases = self.used.iter().zip(self.limits.phases);
+        let fits = self.host <= self.limits.host && phases.all(|(used, room)| *used <= u128::from(*room));
+        let score = sum(&self.picks);
+        if fits && self.is_better(score) {
+            self.best = Some((score, self.picks.clone()));
         }
         for (i, choice) in order.iter().zip(fastest) {
             let least = self.least[*i];
@@ -261,7 +249,10 @@ impl Search<'_> {
                 self.swap(i, &least, &next);
             }
         }
-        let time = self.picks.iter().fold(0u64, |sum, c| sum.saturating_add(c.time));
-        self.best = Some((time, 0, self.picks.clone()));
+        self.best = Some((sum(&self.picks), self.picks.clone()));
     }
+}
+
+fn sum(choices: &[Choice]) -> Score {
+    choices.iter().fold(Score::default(), |sum, choice| sum + choice.score())
 }
