@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 const FOOTER: &str = "\
-Sizes are 12GiB, 12GB, 800MiB or plain bytes. With --json, standard output is one JSON document.
+Sizes are 12GiB, 12GB, 800MiB or plain bytes; rates are sizes per second. With --json, standard output is one JSON document.
 Exit codes: 0 done, 2 bad usage, 3 no feasible plan, 4 bad checkpoint or spec, 5 device error.";
 
 /// Runs models whose weights do not fit the device.
@@ -80,6 +80,12 @@ pub(crate) struct PlanArgs {
     /// Plan for a host with this much memory, all of it available
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size::parse)]
     pub(crate) ram: Option<u64>,
+    /// Rate of copies to the device in bytes per second, as if it had been measured: 25GB
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = size::parse_rate)]
+    pub(crate) link: Option<u64>,
+    /// Rate of filling page-locked memory in bytes per second, as if measured; half of the link's where not known
+    #[arg(long, value_name = "RATE", allow_hyphen_values = true, value_parser = size::parse_rate)]
+    pub(crate) staging: Option<u64>,
     /// Strategy of all components
     #[arg(long, value_enum)]
     pub(crate) strategy: Option<StrategyName>,
@@ -98,6 +104,9 @@ pub(crate) struct PlanArgs {
     /// Count weights as cast to this type instead of as stored, or as the device's default
     #[arg(long, value_enum, conflicts_with = "spec")]
     pub(crate) dtype: Option<ComputeType>,
+    /// Draw what a request is predicted to do to this .svg file; the link has to be known, from the spec or by --link
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Answer with a JSON document
     #[arg(long)]
     pub(crate) json: bool,

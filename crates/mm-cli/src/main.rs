@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod draw;
 mod exit;
 mod hash;
 mod inspect;
 mod memory;
 mod output;
 mod plan;
+mod plan_table;
 mod probe;
 mod report;
 mod run;

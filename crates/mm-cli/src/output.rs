@@ -1,6 +1,7 @@
 //! Files that appear whole or not at all.
 
 use crate::exit::Failure;
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -25,6 +26,14 @@ impl OutputFile {
         }
         file.temporary().map_err(refused)?;
         Ok(file)
+    }
+
+    /// The same for a file whose name says what it is, as it will be written in that form alone.
+    pub(crate) fn check_named(flag: &str, path: &Path, extension: &str, why: &str) -> Result<Self, Failure> {
+        match path.extension().and_then(OsStr::to_str) {
+            Some(found) if found.eq_ignore_ascii_case(extension) => Self::check(path),
+            _ => Err(Failure::usage(flag, format!("{why}: name a .{extension} file, not {}", path.display()))),
+        }
     }
 
     /// Writes the file, or leaves what was there.

@@ -1,23 +1,26 @@
 //! `mm plan`: decides, and says why.
 
 use crate::args::{ComputeType, Count, DeviceName, PlanArgs};
+use crate::draw::draw;
 use crate::exit::{Failure, Stage};
-use crate::size::show;
+use crate::output::OutputFile;
+use crate::plan_table::table;
 use crate::spec;
-use crate::table::{Table, print, print_document};
+use crate::table::{print, print_document};
 use mm_diffusion::{Folder, LoadOptions};
-use mm_plan::{Component, DType, Machine, Plan, Policy, Spec};
+use mm_plan::{Component, DType, Links, Machine, Plan, Policy, Spec};
 use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
+    let picture = |file: &Path| OutputFile::check_named("--svg", file, "svg", "plans are drawn as SVG");
+    let picture = args.svg.as_deref().map(picture).transpose()?;
     match (&args.path, &args.spec) {
         (Some(path), _) => {
-            let plan = decide(from_checkpoint(path, args)?, args)?;
-            answer(&plan, args.json)?;
+            Decision::make(from_checkpoint(path, args)?, args)?.answer(picture.as_ref(), args.json)?;
             Ok(ExitCode::SUCCESS)
         }
-        (None, Some(file)) => spec::run(file, args),
+        (None, Some(file)) => spec::run(file, args, picture.as_ref()),
         (None, None) => Err(Failure::usage("PATH", "name a checkpoint, or a spec by --spec")),
     }
 }
@@ -53,20 +56,58 @@ pub(crate) fn load_options(device: DeviceName, dtype: Option<ComputeType>) -> Re
     Ok(LoadOptions { dtype: name.parse().map_err(unknown)?, ..LoadOptions::default() })
 }
 
-/// Plans a spec as the flags change it.
-pub(crate) fn decide(mut spec: Spec, args: &PlanArgs) -> Result<Plan, Failure> {
-    present(&mut spec.machine, args.vram, args.ram);
-    let policy = &mut spec.policy;
-    policy.strategy = args.strategy.map_or(policy.strategy, Into::into);
-    policy.rule = args.rule.map(Into::into).or(policy.rule);
-    for Count { name, count } in &args.resident {
-        component("--resident", name, &mut spec.components)?;
-        policy.resident.insert(name.clone(), *count);
+/// What was planned, and the plan.
+pub(crate) struct Decision {
+    machine: Machine,
+    components: Vec<Component>,
+    pub(crate) plan: Plan,
+}
+
+impl Decision {
+    /// Plans a spec as the flags change it.
+    pub(crate) fn make(mut spec: Spec, args: &PlanArgs) -> Result<Self, Failure> {
+        present(&mut spec.machine, args.vram, args.ram);
+        link(&mut spec.machine, args.link, args.staging)?;
+        let policy = &mut spec.policy;
+        policy.strategy = args.strategy.map_or(policy.strategy, Into::into);
+        policy.rule = args.rule.map(Into::into).or(policy.rule);
+        for Count { name, count } in &args.resident {
+            component("--resident", name, &mut spec.components)?;
+            policy.resident.insert(name.clone(), *count);
+        }
+        for Count { name, count } in &args.passes {
+            component("--passes", name, &mut spec.components)?.passes = *count;
+        }
+        let plan = spec.plan()?;
+        Ok(Self { machine: spec.machine, components: spec.components, plan })
     }
-    for Count { name, count } in &args.passes {
-        component("--passes", name, &mut spec.components)?.passes = *count;
+
+    /// Draws it where asked to, and answers.
+    pub(crate) fn answer(&self, picture: Option<&OutputFile>, json: bool) -> Result<(), Failure> {
+        if let Some(file) = picture {
+            file.write(self.picture()?.as_bytes())?;
+        }
+        if json {
+            return print_document(&self.plan);
+        }
+        print(table(&self.plan))
     }
-    Ok(spec.plan()?)
+
+    fn picture(&self) -> Result<String, Failure> {
+        let missing = match &self.machine {
+            Machine { vram_free: None, .. } => "there is no device: give its memory, as in --vram 12GiB",
+            machine if !is_measured(machine) => {
+                "no link of this machine was measured, so there are no times to draw: give the rate of copies to the \
+                 device in bytes per second, as in --link 25GB"
+            }
+            _ => return Ok(draw(&self.machine, &self.plan, &self.schedule()?)),
+        };
+        Err(Failure::usage("--svg", missing))
+    }
+
+    fn schedule(&self) -> Result<mm_plan::Schedule, Failure> {
+        Ok(mm_plan::simulate(&self.machine, &self.components, &self.plan)?)
+    }
 }
 
 /// A machine of these sizes, all of it free.
@@ -79,53 +120,26 @@ pub(crate) fn present(machine: &mut Machine, vram: Option<u64>, ram: Option<u64>
     }
 }
 
+fn is_measured(machine: &Machine) -> bool {
+    machine.links.is_some_and(|links| links.h2d > 0)
+}
+
+/// A machine with these rates; its other figures stay.
+fn link(machine: &mut Machine, h2d: Option<u64>, staging: Option<u64>) -> Result<(), Failure> {
+    if h2d.is_none() && staging.is_none() {
+        return Ok(());
+    }
+    if h2d.is_none() && !is_measured(machine) {
+        return Err(Failure::usage("--staging", "no link of this machine was measured: give its rate too, by --link"));
+    }
+    let links = machine.links.get_or_insert(Links { h2d: 0, staging: None, disk: None, copy_fixed_ns: 0 });
+    links.h2d = h2d.unwrap_or(links.h2d);
+    links.staging = staging.or(links.staging);
+    Ok(())
+}
+
 fn component<'c>(flag: &str, name: &str, components: &'c mut [Component]) -> Result<&'c mut Component, Failure> {
     let known: Vec<_> = components.iter().map(|component| component.name.as_str()).collect();
     let unknown = Failure::usage(flag, format!("no component is named `{name}`; there are: {}", known.join(", ")));
     components.iter_mut().find(|component| component.name == name).ok_or(unknown)
-}
-
-pub(crate) fn answer(plan: &Plan, json: bool) -> Result<(), Failure> {
-    if json {
-        return print_document(plan);
-    }
-    print(table(plan))
-}
-
-fn table(plan: &Plan) -> String {
-    let mut components =
-        Table::new(&["component", "strategy", ">outside blocks", ">resident", ">streamed", "slots", ">on device"]);
-    for part in &plan.components {
-        let name = part.same_as.as_ref().map_or(part.name.clone(), |same| format!("{} = {same}", part.name));
-        components.row([
-            name,
-            part.strategy.to_string(),
-            show(part.rest),
-            part.resident_count().to_string(),
-            part.streamed_count().to_string(),
-            if part.slots == 0 { "-".into() } else { format!("{} × {}", part.slots, show(part.slot_bytes)) },
-            show(part.engine_bytes),
-        ]);
-    }
-    let mut phases = Table::new(&["active together", ">on device", ">left free"]);
-    for phase in &plan.phases {
-        let headroom = phase.headroom.map_or("no device".into(), show);
-        phases.row([phase.components.join(", "), show(phase.engine_bytes), headroom]);
-    }
-    let budget = plan.budget.map_or("no device".into(), |budget| format!("{} free", show(budget)));
-    let notes: String = plan.notes.iter().map(|note| format!("\n- {}", sentence(note))).collect();
-    format!(
-        "{}: at most {} on the device ({budget}), {} of host memory\n\n{components}\n{phases}{notes}",
-        plan.strategy,
-        show(plan.peak.device),
-        show(plan.peak.host)
-    )
-}
-
-/// A note as a line of a list.
-pub(crate) fn sentence(note: &mm_plan::Note) -> String {
-    match &note.component {
-        Some(component) if !note.text.contains(component.as_str()) => format!("{component}: {note}"),
-        _ => note.to_string(),
-    }
 }

@@ -2,7 +2,7 @@
 
 use crate::exit::Failure;
 use crate::memory::Peaks;
-use crate::plan::sentence;
+use crate::plan_table::sentence;
 use crate::size::show;
 use crate::table::{Table, print, print_document, time};
 use mm_cache::ContentId;

@@ -13,8 +13,7 @@ use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::EngineError;
 use mm_plan::{Plan, Policy};
 use serde_json::Value;
-use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Pixels of a side where neither the request nor the checkpoint says.
@@ -69,24 +68,14 @@ struct Outputs {
 
 impl Outputs {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
-        expect_extension("--output", &args.output, "png", "images are written as PNG")?;
-        if let Some(file) = &args.timeline {
-            let why = "timelines are written as Chrome traces, there is no HTML yet";
-            expect_extension("--timeline", file, "json", why)?;
-        }
+        let image = OutputFile::check_named("--output", &args.output, "png", "images are written as PNG")?;
+        let why = "timelines are written as Chrome traces, there is no HTML yet";
+        let timeline = |file: &PathBuf| OutputFile::check_named("--timeline", file, "json", why);
+        let timeline = args.timeline.as_ref().map(timeline).transpose()?;
         if let Some(file) = &args.dump {
-            expect_extension("--dump", file, "safetensors", "tensors are written as safetensors")?;
-            OutputFile::check(file)?;
+            OutputFile::check_named("--dump", file, "safetensors", "tensors are written as safetensors")?;
         }
-        let timeline = args.timeline.as_deref().map(OutputFile::check).transpose()?;
-        Ok(Self { image: OutputFile::check(&args.output)?, timeline })
-    }
-}
-
-fn expect_extension(flag: &str, file: &Path, extension: &str, why: &str) -> Result<(), Failure> {
-    match file.extension().and_then(OsStr::to_str) {
-        Some(found) if found.eq_ignore_ascii_case(extension) => Ok(()),
-        _ => Err(Failure::usage(flag, format!("{why}: name a .{extension} file, not {}", file.display()))),
+        Ok(Self { image, timeline })
     }
 }
 

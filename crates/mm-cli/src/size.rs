@@ -37,6 +37,14 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
     whole.checked_add(part(fraction, scale)).ok_or_else(too_large)
 }
 
+/// Reads a rate in bytes per second, written as a size.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse(text)? {
+        0 => Err("a rate is at least one byte per second, as in 25GB".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// `scale` × 0.`digits`, in whole bytes. Digits beyond the twelfth are less than a byte of any unit here.
 fn part(digits: &str, scale: u64) -> u64 {
     let (numerator, denominator) =
@@ -53,6 +61,16 @@ pub(crate) fn show(bytes: u64) -> String {
         }
     }
     format!("{bytes} B")
+}
+
+/// Bytes per second for people, in units of a thousand as links are sold: `25.0 GB/s`.
+pub(crate) fn show_rate(rate: u64) -> String {
+    for (unit, name) in [(1_000_000_000, "GB/s"), (1_000_000, "MB/s"), (1_000, "kB/s")] {
+        if rate >= unit {
+            return format!("{}.{} {name}", rate / unit, rate % unit / (unit / 10));
+        }
+    }
+    format!("{rate} B/s")
 }
 
 #[cfg(test)]
@@ -96,5 +114,16 @@ mod tests {
             assert_eq!(show(bytes), text);
         }
         assert_eq!(show(u64::MAX), "17179869183.99 GiB");
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!((parse_rate("25GB"), parse_rate("1")), (Ok(25_000_000_000), Ok(1)));
+        for text in ["0", "0GB", "0.0000001kB", "-1GB", "25GB/s", "fast"] {
+            assert!(parse_rate(text).is_err(), "{text}");
+        }
+        for (rate, text) in [(1, "1 B/s"), (999_999, "999.9 kB/s"), (25_000_000_000, "25.0 GB/s")] {
+            assert_eq!(show_rate(rate), text);
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::args::PlanArgs;
 use crate::exit::{BAD_INPUT, Failure, INFEASIBLE, say};
-use crate::plan::{answer, decide};
+use crate::output::OutputFile;
+use crate::plan::Decision;
 use crate::table::print_document;
 use mm_plan::Spec;
 use serde_json::{Value, error::Category};
@@ -10,17 +11,19 @@ use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub(crate) fn run(file: &Path, args: &PlanArgs) -> Result<ExitCode, Failure> {
+pub(crate) fn run(file: &Path, args: &PlanArgs, picture: Option<&OutputFile>) -> Result<ExitCode, Failure> {
     let text = read(file)?;
     if !is_lines(&text) {
-        let plan = parse(&text, None).and_then(|spec| decide(spec, args))?;
-        answer(&plan, args.json)?;
+        Decision::make(parse(&text, None)?, args)?.answer(picture, args.json)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if picture.is_some() {
+        return Err(Failure::usage("--svg", "a picture is of one plan, and this is a spec a line: give one of them"));
     }
     let mut worst = 0;
     for (line, text) in (1..).zip(lines(&text)).filter(|(_, text)| !text.is_empty()) {
-        match parse(text, Some(line)).and_then(|spec| decide(spec, args)) {
-            Ok(plan) => print_document(&plan)?,
+        match parse(text, Some(line)).and_then(|spec| Decision::make(spec, args)) {
+            Ok(decision) => print_document(&decision.plan)?,
             Err(failure) => {
                 say(format_args!("line {line}: {failure}"));
                 worst = worst.max(if failure.exit() == INFEASIBLE { INFEASIBLE } else { BAD_INPUT });

@@ -59,12 +59,38 @@ pub(crate) fn print_document(document: &impl serde::Serialize) -> Result<(), Fai
     }
 }
 
-/// Nanoseconds for people: `12.3 ms`.
+/// Nanoseconds for people, to four figures: `12.34 ms`.
 pub(crate) fn time(ns: u64) -> String {
     for (unit, name) in [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "µs")] {
         if ns >= unit {
-            return format!("{}.{} {name}", ns / unit, ns % unit * 10 / unit);
+            let whole = ns / unit;
+            let digits = 3 - whole.ilog10().min(2);
+            let part = ns % unit / (unit / 10u64.pow(digits));
+            return format!("{whole}.{part:0width$} {name}", width = digits as usize);
         }
     }
     format!("{ns} ns")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_for_people() {
+        for (ns, text) in [
+            (0, "0 ns"),
+            (999, "999 ns"),
+            (1_000, "1.000 µs"),
+            (12_345, "12.34 µs"),
+            (402_060_000, "402.0 ms"),
+            (999_999_999, "999.9 ms"),
+            (1_002_000_000, "1.002 s"),
+            (61_000_000_000, "61.00 s"),
+            (12_345_678_900_000, "12345.6 s"),
+            (u64::MAX, "18446744073.7 s"),
+        ] {
+            assert_eq!(time(ns), text);
+        }
+    }
 }

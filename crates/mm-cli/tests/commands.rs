@@ -15,9 +15,13 @@ fn help_names_what_there_is_and_nothing_else() {
     for command in ["probe", "inspect", "plan", "run", "trace", "hash", "Exit codes"] {
         assert!(help.contains(command), "{command}");
     }
-    for (command, flag) in [("probe", "--measure"), ("plan", "--svg"), ("run", "--lora"), ("trace", "--html")] {
+    for (command, flag) in [("probe", "--measure"), ("run", "--lora"), ("trace", "--html")] {
         assert!(!mm([command, "--help"]).ok().stdout.contains(flag), "{flag} is not there yet");
         mm([command, flag]).fails(2, &[flag]);
+    }
+    let plan = mm(["plan", "--help"]).ok().stdout;
+    for flag in ["--link <RATE>", "--staging <RATE>", "--svg <FILE>"] {
+        assert!(plan.contains(flag), "{flag}");
     }
     mm(["--version"]).ok();
 }
@@ -103,12 +107,14 @@ fn flags_override_machine_and_policy() {
 }
 
 #[test]
-fn rule_cost_plans_by_threshold_and_says_so() {
+fn rule_cost_needs_a_link() {
     let cost = plan(&["--vram", "64MiB", "--rule", "cost"]);
     assert_eq!(cost["rule"], "threshold");
     let extra = cost["notes"].as_array().map(Vec::len);
     let notes = plan(&["--vram", "64MiB", "--rule", "threshold"])["notes"].as_array().map(Vec::len);
     assert_eq!(extra, notes.map(|n| n + 1));
+    assert_eq!(plan(&["--vram", "64MiB", "--link", "25GB"])["rule"], "cost");
+    assert_eq!(plan(&["--vram", "64MiB", "--link", "25GB", "--rule", "threshold"])["rule"], "threshold");
 }
 
 #[test]
