@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -32,11 +33,14 @@ const UNSAFE_MODULES: &[&str] = &["crates/mm-cache/src/mapping.rs"];
 
 const LONGEST_FILE: usize = 700;
 
+/// A target that has no std, only core and alloc.
+const BARE: &str = "x86_64-unknown-none";
+
 type Check = fn() -> Result<()>;
 
 /// Runs every check; the error lists all that failed.
 pub(crate) fn check() -> Result<()> {
-    let checks: &[(&str, Check)] = &[
+    let mut checks: Vec<(&str, Check)> = vec![
         ("mm-plan depends on nothing", plan_is_pure),
         ("arrows between crates point down only", arrows),
         ("tensor libraries stay in their adapters", libraries),
@@ -44,13 +48,17 @@ pub(crate) fn check() -> Result<()> {
         ("unsafe stays in its modules", unsafe_code),
         ("no file is longer than 700 lines", lengths),
     ];
+    match add_bare_target() {
+        Ok(()) => checks.push(("mm-plan builds without std", plan_is_bare)),
+        Err(error) => println!("SKIPPED, NOT CHECKED: mm-plan builds without std: {error:#}"),
+    }
     let mut failed = Vec::new();
     for (name, check) in checks {
         match check() {
             Ok(()) => println!("ok    {name}"),
             Err(error) => {
                 println!("FAIL  {name}: {error:#}");
-                failed.push(*name);
+                failed.push(name);
             }
         }
     }
@@ -72,6 +80,23 @@ fn plan_is_pure() -> Result<()> {
             let forbidden = words.find(|word| ["std", "f32", "f64"].contains(word));
             ensure!(forbidden.is_none(), "{}: {forbidden:?} in {line:?}", file.display());
         }
+    }
+    Ok(())
+}
+
+/// Needs rustup, and the first time a network.
+fn add_bare_target() -> Result<()> {
+    let installed = output("rustup", &["target", "list", "--installed"])?;
+    if !installed.lines().any(|target| target == BARE) {
+        output("rustup", &["target", "add", BARE])?;
+    }
+    Ok(())
+}
+
+/// `#![no_std]` alone does not keep a dependency, or an `extern crate`, from bringing std back.
+fn plan_is_bare() -> Result<()> {
+    for features in ["", "serde"] {
+        cargo(&["check", "--locked", "--quiet", "--package", "mm-plan", "--target", BARE, "--features", features])?;
     }
     Ok(())
 }
@@ -177,8 +202,13 @@ fn sources(folder: &str) -> Result<Vec<PathBuf>> {
 }
 
 fn cargo(args: &[&str]) -> Result<String> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo).args(args).output().with_context(|| format!("cargo {args:?}"))?;
-    ensure!(output.status.success(), "cargo {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()), args)
+}
+
+fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Result<String> {
+    let program = program.as_ref();
+    let command = || format!("{} {}", program.display(), args.join(" "));
+    let output = Command::new(program).args(args).output().with_context(command)?;
+    ensure!(output.status.success(), "{}: {}", command(), String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
