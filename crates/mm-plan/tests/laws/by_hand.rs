@@ -23,19 +23,24 @@ pub(crate) fn placed_by_hand(case: &Case, choices: &[(&str, Choice)]) -> Plan {
     let machine = Machine { vram_free: Some(u64::MAX), ..case.machine.clone() };
     let policy = Policy { rule: Some(Rule::Threshold), ..Policy::default() };
     let mut plan = plan(&machine, &case.components, &policy).unwrap();
-    for planned in plan.components.iter_mut().filter(|c| c.same_as.is_none()) {
-        planned.keep = false;
-        let Some((_, choice)) = choices.iter().find(|(name, _)| *name == planned.name) else { continue };
-        let (mut resident, mut tiers) = (choice.resident.iter().copied(), choice.tiers.iter().copied());
-        for stack in &mut planned.stacks {
-            stack.resident.iter_mut().for_each(|flag| *flag = resident.next().unwrap());
-            stack.host.iter_mut().for_each(|tier| *tier = tiers.next().unwrap());
-        }
-        planned.slots = if choice.resident.contains(&false) { choice.slots } else { 0 };
-        planned.keep = choice.keep;
+    plan.components.iter_mut().for_each(|planned| planned.keep = false);
+    for (name, choice) in choices {
+        put(&mut plan, name, choice);
     }
     recount(case, &mut plan);
     plan
+}
+
+/// Sets a component's flags; the plan's bytes stay what they were.
+pub(crate) fn put(plan: &mut Plan, name: &str, choice: &Choice) {
+    let planned = plan.components.iter_mut().find(|c| c.name == name).unwrap();
+    let (mut resident, mut tiers) = (choice.resident.iter().copied(), choice.tiers.iter().copied());
+    for stack in &mut planned.stacks {
+        stack.resident.iter_mut().for_each(|flag| *flag = resident.next().unwrap());
+        stack.host.iter_mut().for_each(|tier| *tier = tiers.next().unwrap());
+    }
+    planned.slots = if choice.resident.contains(&false) { choice.slots } else { 0 };
+    planned.keep = choice.keep;
 }
 
 /// Writes the bytes of its flags into a plan.

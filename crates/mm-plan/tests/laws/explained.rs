@@ -1,25 +1,54 @@
-//! Law 8: notes checked against the input and the plan's flags.
+//! Law 8: every note's numbers lead to its decision, and every decision has its note. Notes of rule `Cost` are in
+//! `explained_cost.rs`.
 
-use crate::generate::Case;
-use mm_plan::{Granularity, Note, Plan, Strategy};
+use crate::{explained_cost, generate::Case};
+use mm_plan::{Granularity, Note, Plan, Rule, Strategy};
 
-/// Law 8: every note's numbers lead to its decision, and every decision has its note.
+/// Whether a plan has a note of this code about this component, or about all.
+pub(crate) fn has(plan: &Plan, code: &str, component: Option<&str>) -> bool {
+    plan.notes.iter().any(|n| n.code == code && n.component.as_deref() == component)
+}
+
+/// Checks all notes of a plan.
 pub(crate) fn explained(case: &Case, plan: &Plan) {
     for note in &plan.notes {
         assert!(!note.text.is_empty());
-        rederive(case, plan, note);
+        if !explained_cost::rederive(case, plan, note) {
+            rederive(case, plan, note);
+        }
     }
-    let has =
-        |code: &str, name: Option<&str>| plan.notes.iter().any(|n| n.code == code && n.component.as_deref() == name);
+    let machine = &case.machine;
+    let times = machine.links.is_some() && machine.vram_free.is_some() && !case.components.is_empty();
+    let cost = case.policy.rule == Some(Rule::Cost) || case.policy.rule.is_none() && machine.links.is_some();
+    assert_eq!(plan.rule, if cost && times { Rule::Cost } else { Rule::Threshold });
+    // Nothing is said where rule cost was neither asked for nor possible.
+    let missed = case.policy.rule == Some(Rule::Cost) && !times;
+    assert!(!missed || has(plan, "cost_rule_not_available", None));
+    for name in case.policy.resident.keys() {
+        let told = |n: &Note| n.code.contains("override") && n.component.as_ref() == Some(name);
+        assert!(plan.notes.iter().any(told), "the resident count asked for {name} has its note");
+    }
+    for planned in &plan.components {
+        let asked = *case.policy.strategies.get(&planned.name).unwrap_or(&case.policy.strategy);
+        let given = asked != Strategy::Auto && planned.same_as.is_none();
+        assert_eq!(has(plan, "strategy_given", Some(&planned.name)), given);
+        assert_eq!(has(plan, "alias", Some(&planned.name)), planned.same_as.is_some());
+    }
+    if plan.rule == Rule::Cost && !has(plan, "cost_threshold_stands", None) {
+        explained_cost::explained(case, plan);
+    } else {
+        by_threshold(case, plan);
+    }
+}
+
+fn by_threshold(case: &Case, plan: &Plan) {
+    assert_eq!(plan.proof, None);
+    let has = |code: &str, name: Option<&str>| has(plan, code, name);
     let asked = |name: &str| *case.policy.strategies.get(name).unwrap_or(&case.policy.strategy);
     let auto = plan.notes.iter().any(|n| n.code.starts_with("auto_"));
-    for planned in &plan.components {
+    for planned in plan.components.iter().filter(|c| c.same_as.is_none()) {
         let name = Some(planned.name.as_str());
-        if planned.same_as.is_some() {
-            assert!(has("alias", name));
-            continue;
-        }
-        assert!(if asked(&planned.name) == Strategy::Auto { auto } else { has("strategy_given", name) });
+        assert!(asked(&planned.name) != Strategy::Auto || auto);
         let component = case.components.iter().find(|c| c.name == planned.name).unwrap();
         let all: usize = component.stacks.iter().map(|s| s.groups.len()).sum();
         let streams = component.granularity != Granularity::Whole && all > 0;
@@ -34,8 +63,6 @@ pub(crate) fn explained(case: &Case, plan: &Plan) {
             assert!(!streams);
         }
     }
-    let cost = case.policy.rule.map_or(case.machine.links.is_some(), |rule| rule == mm_plan::Rule::Cost);
-    assert_eq!(has("cost_rule_not_available", None), cost);
     let streams = plan.components.iter().any(|c| c.streamed_count() > 0);
     assert_eq!(plan.notes.iter().any(|n| n.code.starts_with("host_")), streams);
     assert_eq!(has("tightest_phase", None), !plan.phases.is_empty() && plan.budget.is_some());

@@ -5,9 +5,7 @@ use crate::{
     generate::{Case, RING},
     schedule::host_bytes,
 };
-use mm_plan::{
-    Basis, Component, ComponentPlan, DType, DeviceKind, Granularity, Group, HostTier, Plan, Policy, Rule, Strategy,
-};
+use mm_plan::{Basis, Component, ComponentPlan, DType, DeviceKind, Granularity, Group, HostTier, Plan, Rule, Strategy};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who holds a component's weights. Generated aliases are one step long.
@@ -101,12 +99,10 @@ pub(crate) fn fits(case: &Case, plan: &Plan) {
     host_fits(case, plan);
 }
 
-/// Host bytes that may be page-locked; `None`: nothing is known that bounds them.
-fn host_limit(case: &Case, plan: &Plan) -> Option<u64> {
-    let (machine, policy): (_, &Policy) = (&case.machine, &case.policy);
-    let headroom = if plan.rule == Rule::Cost && policy.low_cpu_mem { policy.page_lock_headroom } else { 0 };
-    let available = (machine.ram_available > 0).then(|| machine.ram_available.saturating_sub(headroom));
-    policy.ram_limit.or(available)
+/// What the host's memory allows; `headroom` is left free. `None`: nothing is known that bounds it.
+fn host_limit(case: &Case, headroom: u64) -> Option<u64> {
+    let available = Some(case.machine.ram_available).filter(|ram| *ram > 0);
+    case.policy.ram_limit.or(available.map(|ram| ram.saturating_sub(headroom)))
 }
 
 fn host_fits(case: &Case, plan: &Plan) {
@@ -131,7 +127,12 @@ fn host_fits(case: &Case, plan: &Plan) {
     let host = host_bytes(case, plan);
     assert_eq!(host, plan.peak.host);
     assert!(host == locked || host == locked + RING);
-    assert!(host_limit(case, plan).is_none_or(|limit| host <= limit), "{host} of {:?}", host_limit(case, plan));
+    assert!(host_limit(case, 0).is_none_or(|limit| host <= limit), "{host} of {:?}", host_limit(case, 0));
+    // Copies of weights leave the headroom free as well.
+    if plan.rule == Rule::Cost && case.policy.low_cpu_mem && locked > 0 {
+        let limit = host_limit(case, case.policy.page_lock_headroom);
+        assert!(limit.is_none_or(|limit| host <= limit), "{host} of {limit:?}");
+    }
     if plan.rule == Rule::Cost {
         assert!(case.machine.page_lock_limit.is_none_or(|limit| host <= limit), "{host} page-locked");
     }

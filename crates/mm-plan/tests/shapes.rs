@@ -1,0 +1,167 @@
+//! Known models on all sizes of machines: rule `Cost` is never slower than rule `Threshold`, and more memory or bandwidth
+//! never makes a request slower nor a model unrunnable.
+
+#[path = "shapes/mod.rs"]
+mod shapes;
+
+use mm_plan::{Component, Infeasible, Links, Machine, Policy, Rule, plan};
+
+const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+const GB: u64 = 1_000_000_000;
+
+/// Values of each resource, ascending.
+struct Grid {
+    vram: Vec<u64>,
+    ram: Vec<u64>,
+    h2d: Vec<u64>,
+    staging: Vec<u64>,
+}
+
+impl Grid {
+    /// What is asked for: 2 to 64 GiB in steps of 256 MiB, on hosts of 16 to 128 GiB.
+    fn whole() -> Self {
+        Self {
+            vram: (8..=256).map(|quarter| quarter * 256 * MIB).collect(),
+            ram: [16, 32, 64, 128].map(|gib| gib * GIB).into(),
+            h2d: [12, 25, 50].map(|gb| gb * GB).into(),
+            staging: [5, 10].map(|gb| gb * GB).into(),
+        }
+    }
+
+    /// Some of it, budgets closer together where they are tight.
+    fn coarse() -> Self {
+        let vram = [2048, 2560, 3072, 4096, 6144, 6400, 8192, 10240, 12288, 14336, 16384, 20480, 24576, 32768, 49152];
+        Self {
+            vram: vram.map(|mib| mib * MIB).into(),
+            ram: [16, 128].map(|gib| gib * GIB).into(),
+            h2d: [12, 50].map(|gb| gb * GB).into(),
+            staging: [5, 10].map(|gb| gb * GB).into(),
+        }
+    }
+
+    fn sizes(&self) -> [usize; 4] {
+        [self.vram.len(), self.ram.len(), self.h2d.len(), self.staging.len()]
+    }
+
+    fn machine(&self, [vram, ram, h2d, staging]: [usize; 4]) -> Machine {
+        let (ram, staging) = (self.ram[ram], Some(self.staging[staging]));
+        let links = Links { h2d: self.h2d[h2d], staging, disk: Some(2 * GB), copy_fixed_ns: 10_000 };
+        Machine {
+            vram_free: Some(self.vram[vram]),
+            vram_total: Some(self.vram[vram]),
+            ram_available: ram,
+            ram_total: ram,
+            links: Some(links),
+            ..Machine::default()
+        }
+    }
+}
+
+/// Predicted time of a request; `None`: it does not fit.
+fn request(machine: &Machine, components: &[Component], rule: Rule) -> Option<u64> {
+    match plan(machine, components, &Policy { rule: Some(rule), ..Policy::default() }) {
+        Ok(plan) => Some(plan.predicted.unwrap().request_ns),
+        Err(Infeasible::BadInput { text }) => panic!("{text}"),
+        Err(_) => None,
+    }
+}
+
+/// Plans on every point of the grid and compares each with its neighbours that have less of one thing.
+fn sweep(grid: &Grid, components: &[Component]) {
+    let sizes = grid.sizes();
+    let index = |at: [usize; 4]| at.iter().zip(sizes).fold(0, |index, (at, size)| index * size + at);
+    let mut found: Vec<Option<u64>> = Vec::new();
+    let (mut feasible, mut faster) = (0, 0);
+    for point in 0..sizes.iter().product() {
+        let mut at = [0; 4];
+        let mut rest = point;
+        for axis in (0..4).rev() {
+            (at[axis], rest) = (rest % sizes[axis], rest / sizes[axis]);
+        }
+        let machine = grid.machine(at);
+        let now = request(&machine, components, Rule::Cost);
+        let threshold = request(&machine, components, Rule::Threshold);
+        assert!(now.is_some() || threshold.is_none(), "only threshold has a plan for {machine:?}");
+        if let (Some(now), Some(threshold)) = (now, threshold) {
+            assert!(now <= threshold, "{now} ns, threshold {threshold} ns on {machine:?}");
+            (feasible, faster) = (feasible + 1, faster + usize::from(now < threshold));
+        }
+        for axis in (0..4).filter(|axis| at[*axis] > 0) {
+            let mut less = at;
+            less[axis] -= 1;
+            if let Some(before) = found[index(less)] {
+                let now = now.unwrap_or_else(|| panic!("infeasible on {machine:?}, but not with less"));
+                assert!(now <= before, "{now} ns on {machine:?}, {before} ns on {:?}", grid.machine(less));
+            }
+        }
+        found.push(now);
+    }
+    println!("{} points, {feasible} feasible, {faster} faster than threshold", found.len());
+    assert!(feasible * 2 > found.len() && faster > 0);
+}
+
+fn both(grid: &Grid, components: Vec<Component>) {
+    sweep(grid, &components);
+    sweep(grid, &shapes::unmeasured(components));
+}
+
+#[test]
+fn z_image_turbo() {
+    both(&Grid::coarse(), shapes::z_image_turbo());
+}
+
+#[test]
+fn flux_dev() {
+    both(&Grid::coarse(), shapes::flux_dev());
+}
+
+#[test]
+fn sd35_large() {
+    both(&Grid::coarse(), shapes::sd35_large());
+}
+
+#[test]
+fn sdxl() {
+    both(&Grid::coarse(), shapes::sdxl());
+}
+
+#[test]
+fn wan_14b() {
+    both(&Grid::coarse(), shapes::wan_14b());
+}
+
+/// The whole grid: `cargo test --release -p mm-plan --test shapes -- --ignored`.
+mod whole {
+    use super::*;
+
+    #[test]
+    #[ignore = "minutes; run it in release"]
+    fn z_image_turbo() {
+        both(&Grid::whole(), shapes::z_image_turbo());
+    }
+
+    #[test]
+    #[ignore = "minutes; run it in release"]
+    fn flux_dev() {
+        both(&Grid::whole(), shapes::flux_dev());
+    }
+
+    #[test]
+    #[ignore = "minutes; run it in release"]
+    fn sd35_large() {
+        both(&Grid::whole(), shapes::sd35_large());
+    }
+
+    #[test]
+    #[ignore = "minutes; run it in release"]
+    fn sdxl() {
+        both(&Grid::whole(), shapes::sdxl());
+    }
+
+    #[test]
+    #[ignore = "minutes; run it in release"]
+    fn wan_14b() {
+        both(&Grid::whole(), shapes::wan_14b());
+    }
+}
