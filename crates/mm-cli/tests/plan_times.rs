@@ -120,6 +120,10 @@ fn rates_can_be_given() {
     slow["machine"]["links"]["copy_fixed_ns"] = json!(3_000_000);
     let slow = plan(&slow, &["--link", "25GB", "--json"]).ok().json()["predicted"]["request_ns"].as_u64();
     assert!(slow > Some(request(&["--link", "25GB"])));
+    let mut staging = spec();
+    staging["machine"]["links"]["staging"] = json!(1_000_000_000);
+    let staging = plan(&staging, &["--link", "25GB", "--json"]).ok().json()["predicted"]["request_ns"].as_u64();
+    assert_eq!(staging, Some(request(&["--staging", "1GB"])));
     // Without links there are no times, and a link alone is enough for them.
     let mut none = spec();
     none["machine"]["links"] = Value::Null;

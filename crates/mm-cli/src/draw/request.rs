@@ -132,10 +132,13 @@ fn usage(scene: &Scene<'_>, axis: TimeAxis) -> BTreeMap<(Lane, Paint), Usage> {
         }
         // Passes that are not listed go on as the last one that is.
         let rest = visit.computed_ns.saturating_sub(listed);
+        let mut sums: BTreeMap<(Lane, Paint), f64> = BTreeMap::new();
         for span in last().filter(|_| rest > 0) {
-            let length = (span.end_ns - span.start_ns) as f64 * (visit.passes - visit.listed) as f64;
-            let usage = usage.entry((span.lane, scene.paint(span))).or_insert_with(Usage::new);
-            usage.add(axis.x(listed), axis.x(visit.computed_ns), length / rest as f64);
+            *sums.entry((span.lane, scene.paint(span))).or_default() += (span.end_ns - span.start_ns) as f64;
+        }
+        for (key, sum) in sums {
+            let share = sum * (visit.passes - visit.listed) as f64 / rest as f64;
+            usage.entry(key).or_insert_with(Usage::new).add(axis.x(listed), axis.x(visit.computed_ns), share);
         }
     }
     usage
