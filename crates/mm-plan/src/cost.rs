@@ -79,8 +79,13 @@ impl<'p, 'a> Problem<'p, 'a> {
     }
 
     /// No placement that fits `budget` is faster, nanoseconds.
+    ///
+    /// Each component for itself takes at least its compute, and at least the copies of what does not fit its phases. And
+    /// what does not stay between phases crosses the link once a request: of all components together that is what exceeds
+    /// the tightest phase, less what crosses it in the time counted already.
     pub(crate) fn floor(&self, budget: &Budget) -> u64 {
-        self.frontiers.iter().fold(0, |sum: u64, frontier| {
+        let (mut alone, mut exceeding) = (0u64, 0u128);
+        for frontier in self.frontiers.iter().filter(|f| f.part.passes() > 0) {
             let part = frontier.part;
             let room = part.visits.iter().map(|(phase, _)| budget.rooms[*phase]).min().unwrap_or(0);
             let room = u128::from(room).saturating_sub(part.component.rest.into());
@@ -92,8 +97,12 @@ impl<'p, 'a> Problem<'p, 'a> {
                 let streamed = groups - room.saturating_sub(slot);
                 pass = pass.max(self.rates.least(streamed, streamed.saturating_sub(self.host.0.into())));
             }
-            sum.saturating_add(pass.saturating_mul(part.passes()))
-        })
+            let request = pass.saturating_mul(part.passes());
+            exceeding += part.bytes().saturating_sub(self.rates.bytes_in(request));
+            alone = alone.saturating_add(request);
+        }
+        let tightest = budget.rooms.iter().copied().min().unwrap_or(0);
+        alone.saturating_add(self.rates.least(exceeding.saturating_sub(tightest.into()), 0))
     }
 
     /// Every placement of every component was tried.

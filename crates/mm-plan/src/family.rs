@@ -88,10 +88,28 @@ impl Family {
         } else {
             family.spread(part, limit);
         }
+        if family.stacks_are_kinds() {
+            return family;
+        }
         for (place, (_, length)) in family.ladder.iter().enumerate() {
             family.sets.extend(counts(*length, limit).filter(|c| *c > 0).map(|c| Set::Ladder(place as u32, c)));
         }
         family
+    }
+
+    /// Each stack has a kind of its own: counts of kinds are counts of stacks.
+    fn stacks_are_kinds(&self) -> bool {
+        let kind = |(start, length): &(usize, usize)| {
+            let kinds = self.kinds.get(*start..start + length)?;
+            kinds.iter().all(|kind| *kind == kinds[0]).then(|| kinds[0])
+        };
+        let kinds: Option<Vec<u8>> = self.ladder.iter().map(kind).collect();
+        kinds.is_some_and(|mut kinds| {
+            let stacks = kinds.len();
+            kinds.sort_unstable();
+            kinds.dedup();
+            kinds.len() == stacks
+        })
     }
 
     fn spread(&mut self, part: &Part<'_>, limit: usize) {

@@ -10,7 +10,7 @@ use crate::{
     recurrence::{MAX_SLOTS, Work},
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::cell::Cell;
+use core::cell::RefCell;
 
 /// Streamed groups are page-locked in quarters of their number.
 pub(crate) const QUARTERS: u8 = 4;
@@ -105,9 +105,10 @@ pub(crate) struct Entry {
     /// One slot for groups of unknown compute: for where two do not fit.
     lone: bool,
     candidate: u32,
-    /// Simulated times by quarters page-locked; zero: not yet, or none.
-    times: [Cell<u64>; QUARTERS as usize + 1],
 }
+
+/// A candidate, whether it stays, quarters page-locked.
+type Key = (u32, bool, u8);
 
 /// Bytes there are for one component.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +134,10 @@ pub(crate) struct Frontier<'p, 'a> {
     candidates: Vec<Candidate>,
     /// The best first, as far as one can tell without simulating.
     entries: Vec<Entry>,
+    /// What was simulated: page-locked bytes and nanoseconds.
+    known: RefCell<BTreeMap<Key, (u64, u64)>>,
+    /// The entry that takes least, without and with those of one slot for unknown compute.
+    smallest: [Option<usize>; 2],
     /// The least it can take, and the least with which copies run beside compute.
     pub(crate) least: u64,
     pub(crate) least_overlapped: u64,
@@ -161,6 +166,8 @@ impl<'p, 'a> Frontier<'p, 'a> {
             times: part.groups.iter().map(|(group, _)| times(group)).collect(),
             candidates: Vec::new(),
             entries: Vec::new(),
+            known: RefCell::default(),
+            smallest: [None; 2],
             least: u64::MAX,
             least_overlapped: u64::MAX,
         };
@@ -235,11 +242,16 @@ impl<'p, 'a> Frontier<'p, 'a> {
                     let loaded = if *keep { 0 } else { total - u128::from(bytes) };
                     let traffic = self.over_visits(|passes| capped(loaded + u128::from(bytes) * u128::from(passes)));
                     let bound = Score { time: bound, traffic, device };
-                    self.entries.push(Entry { bound, keep: *keep, lone, candidate, times: Default::default() });
+                    self.entries.push(Entry { bound, keep: *keep, lone, candidate });
                 }
             }
         }
         self.entries.sort_by_key(|e| (e.bound, e.keep, e.candidate));
+        for lone in [false, true] {
+            let allowed = (0..self.entries.len()).filter(|i| lone || !self.entries[*i].lone);
+            let size = |i: &usize| (self.entries[*i].keep, self.entries[*i].bound.device, *i);
+            self.smallest[usize::from(lone)] = allowed.min_by_key(size);
+        }
     }
 
     /// Sums up what a visit of so many passes takes.
@@ -266,27 +278,34 @@ impl<'p, 'a> Frontier<'p, 'a> {
         if locked > 0 && (host == 0 || !self.rates.has_tiers() || self.same_quota(candidate.streamed, locked)) {
             return None;
         }
-        let mut flags = Vec::new();
-        let mut page_locked = 0;
-        let time = &entry.times[usize::from(locked)];
-        if locked > 0 || time.get() == 0 {
-            self.family.mark(candidate.set, &mut flags);
-            let tiers = self.tiers(&flags, locked);
-            let copies = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
-            page_locked = u64::try_from(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>()).ok()?;
-            if page_locked > host {
-                return None;
-            }
-            if time.get() == 0 {
-                let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
-                let course = self.part.course(candidate.slots as usize, times);
-                let load = if entry.keep { 0 } else { candidate.load };
-                time.set(self.over_visits(|passes| course.visit(passes, entry.keep, load, &mut ()).total));
-            }
+        let simulate = || self.simulate(&candidate, entry.keep, locked);
+        let key = (entry.candidate, entry.keep, locked);
+        let (page_locked, time) = *self.known.borrow_mut().entry(key).or_insert_with(simulate);
+        if page_locked > host {
+            return None;
         }
         let Candidate { set, slots, device, .. } = candidate;
-        let (traffic, keep, time) = (entry.bound.traffic, entry.keep, time.get());
+        let (traffic, keep) = (entry.bound.traffic, entry.keep);
         Some(Choice { set, slots, locked, keep, device, host: page_locked, time, traffic })
+    }
+
+    /// Some of an entry's times were simulated already.
+    pub(crate) fn is_known(&self, entry: &Entry) -> bool {
+        let from = (entry.candidate, entry.keep, 0);
+        self.known.borrow().range(from..=(entry.candidate, entry.keep, QUARTERS)).next().is_some()
+    }
+
+    /// Page-locked bytes and nanoseconds.
+    fn simulate(&self, candidate: &Candidate, keep: bool, locked: u8) -> (u64, u64) {
+        let mut flags = Vec::new();
+        self.family.mark(candidate.set, &mut flags);
+        let tiers = self.tiers(&flags, locked);
+        let copies = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
+        let page_locked = capped(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>());
+        let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
+        let course = self.part.course(candidate.slots as usize, times);
+        let load = if keep { 0 } else { candidate.load };
+        (page_locked, self.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total))
     }
 
     /// The best placement that fits. Adds to `steps` what it looked at.
@@ -317,9 +336,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     /// What takes least of everything; what need not stay between phases does not.
     pub(crate) fn smallest(&self, lone: bool) -> Option<Choice> {
-        let entries = self.entries.iter().filter(|e| lone || !e.lone);
-        let entry = entries.min_by_key(|e| (e.keep, e.bound.device, e.bound))?;
-        self.choice(entry, 0, 0)
+        self.choice(&self.entries[self.smallest[usize::from(lone)]?], 0, 0)
     }
 
     /// The same placement with no more page-locked than makes it faster.

@@ -64,6 +64,11 @@ impl Rates {
         nanoseconds(bytes, self.h2d).max(fill)
     }
 
+    /// The most that can cross the link in so many nanoseconds.
+    pub(crate) fn bytes_in(&self, ns: u64) -> u128 {
+        (u128::from(ns) * u128::from(self.h2d)).div_ceil(1_000_000_000)
+    }
+
     fn read(&self, stored: u128) -> u64 {
         self.disk.map_or(0, |disk| nanoseconds(stored, disk))
     }

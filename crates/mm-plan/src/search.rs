@@ -1,6 +1,6 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
-use crate::frontier::{Choice, Frontier, QUARTERS, Room, Score};
+use crate::frontier::{Choice, Entry, Frontier, QUARTERS, Room, Score};
 use alloc::{vec, vec::Vec};
 use core::cmp::Reverse;
 
@@ -72,6 +72,7 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
         least,
         order: Vec::new(),
         best: None,
+        contended: menus.iter().map(|m| m.frontier.part.bytes()).sum::<u128>() > limits.host.into(),
         steps: 0,
     };
     for (menu, choice) in menus.iter().zip(&search.least) {
@@ -119,6 +120,8 @@ struct Search<'c> {
     least: Vec<Choice>,
     order: Vec<usize>,
     best: Option<(Score, Vec<Choice>)>,
+    /// Page-locking everything could take more than the host has: fewer page-locked copies are a choice too.
+    contended: bool,
     steps: usize,
 }
 
@@ -202,14 +205,39 @@ impl Search<'_> {
             if !frontier.fits(entry, room) || !self.is_better(others + staged) {
                 continue;
             }
+            // Before it is simulated: what the others could still be beside it.
+            if !frontier.is_known(entry) {
+                let beside = self.beside(level, entry);
+                if !self.is_better(decided + entry.bound + beside) {
+                    continue;
+                }
+            }
             for locked in (0..=QUARTERS).rev() {
                 let Some(next) = frontier.choice(entry, locked, room.host) else { continue };
                 self.steps += frontier.part.groups.len();
                 if self.is_better(others + next.score()) {
                     self.decide(level, decided, next);
                 }
+                if !self.contended {
+                    break;
+                }
             }
         }
+    }
+
+    /// What the components after `level` could be at best if this one were placed as `entry` says.
+    fn beside(&mut self, level: usize, entry: &Entry) -> Score {
+        let i = self.order[level];
+        let least = self.least[i];
+        let supposed = Choice { keep: entry.keep, device: entry.bound.device, host: 0, ..least };
+        self.swap(i, &least, &supposed);
+        let mut others = Score::default();
+        for at in level + 1..self.order.len() {
+            let found = self.fastest(self.order[at]);
+            others = others + found.map_or(Score { time: u64::MAX, ..Score::default() }, |found| found.score());
+        }
+        self.swap(i, &supposed, &least);
+        others
     }
 
     fn decide(&mut self, level: usize, decided: Score, next: Choice) {
