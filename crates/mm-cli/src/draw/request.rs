@@ -2,7 +2,7 @@
 
 use super::axis::{ByteAxis, TimeAxis};
 use super::labels::{Label, place};
-use super::sheet::{Anchor, Area, LEFT, Paint, RIGHT, Sheet, fit, text_width};
+use super::sheet::{Anchor, Area, LEFT, Paint, RIGHT, Sheet, text_width};
 use super::usage::Usage;
 use super::{Scene, name};
 use crate::size::show;
@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 
 const LANE: f64 = 30.0;
 const MEMORY: f64 = 110.0;
-/// A name above the band is no wider.
-const LABEL: f64 = 240.0;
 
 pub(super) fn draw(sheet: &mut Sheet, scene: &Scene<'_>) {
     let schedule = scene.schedule;
@@ -83,7 +81,7 @@ impl Bands {
             let fits = |text: &&String| text_width(text, 12.0) + 8.0 <= to - from;
             let inside = [&whole, &visit.component].into_iter().find(fits).cloned();
             if inside.is_none() {
-                narrow.extend(fit(&whole, 12.0, LABEL).map(|text| (f64::midpoint(from, to), text)));
+                narrow.push((f64::midpoint(from, to), whole));
             }
             bands.push((from, to, inside));
         }
