@@ -20,6 +20,9 @@ const COUNTS: usize = 1 << 20;
 /// Sets that are tried in all, where every set of a component is.
 const SETS: usize = 1 << 13;
 
+/// Work of a search after which the best so far is taken; what the notes ask about gets an eighth of it.
+const STEPS: usize = 1 << 20;
+
 /// One more GiB: what the notes ask about.
 pub(crate) const MORE: u64 = 1 << 30;
 
@@ -75,7 +78,9 @@ impl<'p, 'a> Problem<'p, 'a> {
             lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
         };
         let menus: Vec<Menu<'_>> = self.frontiers.iter().enumerate().map(menu).collect();
-        search::solve(&menus, Limits { phases: &budget.rooms, host })
+        let steps =
+            if only.is_some() || budget.rooms != self.budget.rooms || host != self.host.0 { STEPS / 8 } else { STEPS };
+        search::solve(&menus, Limits { phases: &budget.rooms, host }, steps)
     }
 
     /// No placement that fits `budget` is faster, nanoseconds.

@@ -6,6 +6,7 @@ use crate::{
     notes::capped,
     part::Part,
     place,
+    price::Hull,
     rates::{Rates, Times},
     recurrence::{MAX_SLOTS, Work},
 };
@@ -136,6 +137,8 @@ pub(crate) struct Frontier<'p, 'a> {
     entries: Vec<Entry>,
     /// What was simulated: page-locked bytes and nanoseconds.
     known: RefCell<BTreeMap<Key, (u64, u64)>>,
+    /// What it takes at least if it stays between phases.
+    pub(crate) hull: Hull,
     /// The entry that takes least, without and with those of one slot for unknown compute.
     smallest: [Option<usize>; 2],
     /// The least it can take, and the least with which copies run beside compute.
@@ -167,6 +170,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
             candidates: Vec::new(),
             entries: Vec::new(),
             known: RefCell::default(),
+            hull: Hull::default(),
             smallest: [None; 2],
             least: u64::MAX,
             least_overlapped: u64::MAX,
@@ -247,6 +251,8 @@ impl<'p, 'a> Frontier<'p, 'a> {
             }
         }
         self.entries.sort_by_key(|e| (e.bound, e.keep, e.candidate));
+        let kept = self.entries.iter().filter(|e| e.keep);
+        self.hull = Hull::of(kept.map(|e| (e.bound.device, e.bound.time)).collect());
         for lone in [false, true] {
             let allowed = (0..self.entries.len()).filter(|i| lone || !self.entries[*i].lone);
             let size = |i: &usize| (self.entries[*i].keep, self.entries[*i].bound.device, *i);

@@ -68,6 +68,7 @@ mod place;
 mod plan;
 mod planner;
 mod policy;
+mod price;
 mod rates;
 mod recurrence;
 mod search;

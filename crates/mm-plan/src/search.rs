@@ -1,13 +1,17 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
-use crate::frontier::{Choice, Entry, Frontier, QUARTERS, Room, Score};
+use crate::{
+    frontier::{Choice, Entry, Frontier, QUARTERS, Room, Score},
+    price::{self, Price},
+};
 use alloc::{vec, vec::Vec};
 use core::cmp::Reverse;
 
-/// Work after which the best solution so far is taken.
-const STEPS: usize = 1 << 21;
 /// More components than this are placed one after the other, without going back.
 const DEPTH: usize = 24;
+
+/// Rounds in which a first solution is improved.
+const POLISH: usize = 4;
 
 /// A component's placements.
 #[derive(Clone, Copy)]
@@ -59,8 +63,8 @@ pub(crate) struct Solution {
     pub(crate) complete: bool,
 }
 
-/// The best combination that fits. `None`: none fits.
-pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> {
+/// The best combination that fits; after about so many `steps` the best so far. `None`: none fits.
+pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Option<Solution> {
     let least: Option<Vec<Choice>> = menus.iter().map(Menu::smallest).collect();
     let least = least?;
     let mut search = Search {
@@ -73,7 +77,9 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
         order: Vec::new(),
         best: None,
         contended: menus.iter().map(|m| m.frontier.part.bytes()).sum::<u128>() > limits.host.into(),
+        price: Price::default(),
         steps: 0,
+        limit: steps,
     };
     for (menu, choice) in menus.iter().zip(&search.least) {
         occupy(&mut search.used, menu, choice);
@@ -83,12 +89,17 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>) -> Option<Solution> 
     }
     search.order = search.by_gain()?;
     let deep = menus.len() > DEPTH;
-    if deep {
-        search.one_by_one();
-    } else {
-        search.descend(0, Score::default());
+    let fastest: Option<Vec<Choice>> = search.order.clone().into_iter().map(|i| search.fastest(i)).collect();
+    // Where all can have what is best for each, there is nothing to search.
+    if !search.together(0, &fastest?) {
+        if deep {
+            search.guess();
+        } else {
+            search.appraise();
+            search.descend(0, Score::default());
+        }
     }
-    let complete = !deep && search.steps < STEPS;
+    let complete = !deep && search.steps < steps;
     let (score, picks) = search.best?;
     let picks = menus.iter().zip(picks).map(|(menu, choice)| menu.frontier.unlocked(choice)).collect();
     Some(Solution { picks, time: score.time, complete })
@@ -122,7 +133,10 @@ struct Search<'c> {
     best: Option<(Score, Vec<Choice>)>,
     /// Page-locking everything could take more than the host has: fewer page-locked copies are a choice too.
     contended: bool,
+    /// Of memory that stays taken between phases.
+    price: Price,
     steps: usize,
+    limit: usize,
 }
 
 impl Search<'_> {
@@ -137,16 +151,16 @@ impl Search<'_> {
         Some(gains.into_iter().map(|(_, i)| i).collect())
     }
 
-    /// What component `i`, which takes its least, could take instead.
+    /// What component `i` could take in place of what it takes now.
     fn room(&self, i: usize) -> Room {
-        let (least, menu) = (self.least[i], &self.menus[i]);
-        let own = u128::from(least.device);
+        let (now, menu) = (self.picks[i], &self.menus[i]);
+        let own = u128::from(now.device);
         let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
         let within = menu.phases().map(slack).min().unwrap_or(0) + own;
-        // Where it is active its least is counted already; elsewhere only if it stays.
+        // Where it is active it is counted already; elsewhere only if it stays.
         let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
-        let others = others.map_or(u128::MAX, |slack| if least.keep { slack + own } else { slack });
-        let host = self.limits.host.saturating_sub(self.host);
+        let others = others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack });
+        let host = self.limits.host.saturating_sub(self.host - now.host);
         Room { between: within.min(others), within, host, lone: menu.lone }
     }
 
@@ -170,7 +184,7 @@ impl Search<'_> {
 
     /// Decides the components from `level` on; those before are worth `decided`.
     fn descend(&mut self, level: usize, decided: Score) {
-        if self.steps >= STEPS && self.best.is_some() {
+        if self.steps > self.limit && self.best.is_some() {
             return;
         }
         let Some(i) = self.order.get(level).copied() else {
@@ -189,6 +203,10 @@ impl Search<'_> {
         if !self.is_better(others + fastest[0].score()) || self.together(level, &fastest) {
             return;
         }
+        let priced = self.priced(level);
+        if self.is_too_dear(decided, priced.total, 0) {
+            return;
+        }
         let menus = self.menus;
         if menus[i].only.is_some() {
             self.decide(level, decided, fastest[0]);
@@ -196,13 +214,18 @@ impl Search<'_> {
         }
         let frontier = menus[i].frontier;
         for entry in frontier.entries() {
-            if !self.is_better(others + entry.bound) || self.steps >= STEPS {
+            if !self.is_better(others + entry.bound) || self.steps > self.limit {
                 break;
             }
             self.steps += 1;
             let room = self.room(i);
             let staged = Score { time: frontier.staged(entry, room.host), ..Score::default() };
             if !frontier.fits(entry, room) || !self.is_better(others + staged) {
+                continue;
+            }
+            let taken =
+                if entry.keep { u128::from(entry.bound.device.saturating_sub(self.least[i].device)) } else { 0 };
+            if self.is_too_dear(decided, priced.others + i128::from(entry.bound.time), taken) {
                 continue;
             }
             // Before it is simulated: what the others could still be beside it.
@@ -268,17 +291,110 @@ impl Search<'_> {
         fits
     }
 
-    /// Gives each component in turn the fastest choice that fits.
-    fn one_by_one(&mut self) {
+    /// Bytes that can still stay taken between phases.
+    fn slack(&self) -> u128 {
+        let phases = self.limits.phases.iter().zip(&self.used);
+        phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0)
+    }
+
+    /// The fastest that component `i` can be if it does not stay between phases.
+    fn apart(&mut self, i: usize) -> u64 {
+        let room = Room { between: 0, ..self.room(i) };
+        self.menus[i].fastest(room, &mut self.steps).map_or(u64::MAX, |choice| choice.time)
+    }
+
+    /// What the components from `level` on take at least, memory that stays taken at its price.
+    fn priced(&mut self, level: usize) -> Priced {
+        let mut priced = Priced { total: 0, others: 0 };
+        for at in level..self.order.len() {
+            let i = self.order[at];
+            let menu = self.menus[i];
+            let time = match menu.only {
+                Some(choice) => choice.time.into(),
+                None => {
+                    let stays = menu.frontier.hull.cheapest(self.price, self.least[i].device);
+                    u128::from(self.apart(i)).min(stays.map_or(u128::MAX, |(_, cost)| cost))
+                }
+            };
+            let time = i128::try_from(time).unwrap_or(i128::MAX / 64);
+            priced.total += time;
+            if at > level {
+                priced.others += time;
+            }
+        }
+        priced
+    }
+
+    /// Whether everything below, at least `time` with `taken` bytes more staying taken, is slower than the best so far.
+    fn is_too_dear(&self, decided: Score, time: i128, taken: u128) -> bool {
+        let paid = |bytes: u128| i128::try_from(self.price.of(bytes)).unwrap_or(i128::MAX / 4);
+        let bound = i128::from(decided.time) + time + paid(taken) - paid(self.slack());
+        self.best.as_ref().is_some_and(|best| bound > i128::from(best.0.time))
+    }
+
+    /// Finds the price, and a good solution to begin with.
+    fn appraise(&mut self) {
+        let menus = self.menus;
+        let slack = self.slack();
+        let apart: Vec<u64> = (0..menus.len()).map(|i| self.apart(i)).collect();
+        let least = &self.least;
+        let bound = |price: Price| {
+            let cost = |i: usize| {
+                let stays = menus[i].frontier.hull.cheapest(price, least[i].device);
+                u128::from(apart[i]).min(stays.map_or(u128::MAX, |(_, cost)| cost))
+            };
+            let sum = (0..menus.len()).filter(|i| menus[*i].only.is_none()).map(cost).fold(0, u128::saturating_add);
+            let capped = |value: u128| i128::try_from(value).unwrap_or(i128::MAX);
+            capped(sum).saturating_sub(capped(price.of(slack)))
+        };
+        let prices = menus.iter().filter(|m| m.only.is_none()).flat_map(|m| m.frontier.hull.prices()).collect();
+        self.price = price::best(prices, bound);
+        self.guess();
+    }
+
+    /// Gives each component in turn what it would buy at the price, if that fits; then, as long as it helps, what is best
+    /// beside the others.
+    fn guess(&mut self) {
         for at in 0..self.order.len() {
             let i = self.order[at];
-            if let Some(next) = self.fastest(i) {
-                let least = self.least[i];
+            let (menu, least) = (self.menus[i], self.least[i]);
+            let wanted = menu.frontier.hull.cheapest(self.price, least.device);
+            let room = self.room(i);
+            let room = Room { between: room.between.min(wanted.map_or(0, |(bytes, _)| bytes.into())), ..room };
+            if let Some(next) = menu.fastest(room, &mut self.steps) {
                 self.swap(i, &least, &next);
             }
         }
-        self.best = Some((sum(&self.picks), self.picks.clone()));
+        for _ in 0..POLISH {
+            let before = sum(&self.picks);
+            for at in 0..self.order.len() {
+                let i = self.order[at];
+                let now = self.picks[i];
+                if let Some(next) = self.fastest(i).filter(|next| next.score() < now.score()) {
+                    self.swap(i, &now, &next);
+                }
+            }
+            if sum(&self.picks) == before {
+                break;
+            }
+        }
+        let score = sum(&self.picks);
+        if self.is_better(score) {
+            self.best = Some((score, self.picks.clone()));
+        }
+        for i in 0..self.picks.len() {
+            let (now, least) = (self.picks[i], self.least[i]);
+            self.swap(i, &now, &least);
+        }
     }
+}
+
+/// Nanoseconds, memory at its price.
+struct Priced {
+    /// All components from a level on.
+    total: i128,
+    /// Without the first of them.
+    others: i128,
 }
 
 fn sum(choices: &[Choice]) -> Score {
