@@ -17,14 +17,17 @@ struct Placement {
     bytes: u64,
     /// In a request.
     time: Time,
+    /// Bytes that are copied in a request.
+    traffic: u64,
 }
 
-/// The best that any placement can do.
+/// The best that any placement can do: the fastest, of those the one that copies least, of those the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Best {
     pub(crate) time: Time,
-    /// The least peak of device bytes with that time.
-    pub(crate) peak: u64,
+    pub(crate) traffic: u64,
+    /// Engine bytes, all components.
+    pub(crate) bytes: u64,
 }
 
 /// `None`: nothing fits.
@@ -55,7 +58,7 @@ impl Phase {
     }
 }
 
-/// Every placement of a component, without those that another one beats in both time and bytes.
+/// Every placement of a component, without those that another one beats in all respects.
 fn placements(case: &Case, component: &Component) -> Vec<Placement> {
     let groups: Vec<_> = component.groups().collect();
     let sets = if component.granularity == Granularity::Whole { 1 } else { 1u32 << groups.len() };
@@ -77,18 +80,21 @@ fn placements(case: &Case, component: &Component) -> Vec<Placement> {
             let bytes = component.rest + fixed + slots as u64 * slot;
             for keep in [false, true] {
                 let visits = phases(case).into_iter().map(|members| passes_in(case, &members, component));
-                let times = visits.filter(|passes| *passes > 0).map(|passes| {
-                    let load = if keep { 0 } else { load };
-                    load + visit(&jobs, slots, passes, keep).end
-                });
-                options.push(Placement { keep, bytes, time: times.sum() });
+                let (mut time, mut traffic) = (0, 0);
+                for passes in visits.filter(|passes| *passes > 0) {
+                    let (load, loaded) = if keep { (0, 0) } else { (load, component.rest + fixed) };
+                    time += load + visit(&jobs, slots, passes, keep).end;
+                    traffic += loaded + (component.bytes() - component.rest - fixed) * passes;
+                }
+                options.push(Placement { keep, bytes, time, traffic });
             }
         }
     }
     let beaten = |option: &Placement, by: &Placement| {
-        by != option && by.keep == option.keep && by.bytes <= option.bytes && by.time <= option.time
+        let no_worse = by.bytes <= option.bytes && by.time <= option.time && by.traffic <= option.traffic;
+        by != option && by.keep == option.keep && no_worse
     };
-    options.sort_by_key(|o| (o.keep, o.bytes, o.time));
+    options.sort_by_key(|o| (o.keep, o.bytes, o.time, o.traffic));
     options.dedup();
     let all = options.clone();
     options.retain(|option| !all.iter().any(|by| beaten(option, by)));
@@ -112,8 +118,9 @@ fn search(options: &[Vec<Placement>], phases: &[Phase], chosen: &mut Vec<Placeme
             here.map(|(option, _)| option.bytes).sum()
         };
         if phases.iter().all(|phase| phase.room.is_some_and(|room| held(phase) <= room)) {
+            let sum = |of: fn(&Placement) -> u64| chosen.iter().map(of).sum();
             let time = chosen.iter().map(|option| option.time).sum();
-            let this = Best { time, peak: phases.iter().map(held).max().unwrap_or(0) };
+            let this = Best { time, traffic: sum(|o| o.traffic), bytes: sum(|o| o.bytes) };
             *best = Some(best.map_or(this, |best| best.min(this)));
         }
         return;
