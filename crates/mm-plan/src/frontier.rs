@@ -108,6 +108,9 @@ pub(crate) struct Entry {
     candidate: u32,
 }
 
+/// Whether it stays, whether one slot may do, whether everything may be page-locked (else nothing), bytes.
+type Asked = (bool, bool, bool, u64);
+
 /// A candidate, whether it stays, quarters page-locked.
 type Key = (u32, bool, u8);
 
@@ -137,6 +140,10 @@ pub(crate) struct Frontier<'p, 'a> {
     entries: Vec<Entry>,
     /// What was simulated: page-locked bytes and nanoseconds.
     known: RefCell<BTreeMap<Key, (u64, u64)>>,
+    /// Both what stays between phases and what does not are among them.
+    both: bool,
+    /// What was best: for all room from the key's bytes up to these.
+    best: RefCell<BTreeMap<Asked, (u64, Option<Choice>)>>,
     /// What it takes at least if it stays between phases.
     pub(crate) hull: Hull,
     /// The entry that takes least, without and with those of one slot for unknown compute.
@@ -170,6 +177,8 @@ impl<'p, 'a> Frontier<'p, 'a> {
             candidates: Vec::new(),
             entries: Vec::new(),
             known: RefCell::default(),
+            both: false,
+            best: RefCell::default(),
             hull: Hull::default(),
             smallest: [None; 2],
             least: u64::MAX,
@@ -181,8 +190,14 @@ impl<'p, 'a> Frontier<'p, 'a> {
             _ if always => &[true],
             _ => &[true, false],
         };
+        this.both = keeps.len() > 1;
         this.list(keeps);
         this
+    }
+
+    /// Whether both what stays between phases and what does not are to be had.
+    pub(crate) fn both(&self) -> bool {
+        self.both
     }
 
     pub(crate) fn asked(&self) -> Strategy {
@@ -316,8 +331,42 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     /// The best placement that fits. Adds to `steps` what it looked at.
     pub(crate) fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
+        let stays = self.best_of(true, room, steps);
+        let leaves = self.best_of(false, room, steps);
+        stays.into_iter().chain(leaves).min_by_key(Choice::score)
+    }
+
+    /// The best that stays between phases, or that does not.
+    pub(crate) fn best_of(&self, keep: bool, room: Room, steps: &mut usize) -> Option<Choice> {
+        *steps += 1;
+        if self.entries[0].keep != keep && !self.both {
+            return None;
+        }
+        let bytes = if keep { room.between } else { room.within };
+        let locks = match room.host {
+            0 => Some(false),
+            host => (self.part.bytes() <= host.into()).then_some(true),
+        };
+        // What is best with much room is best with all less that it still fits in.
+        let key = |bytes: u64| (keep, room.lone, locks == Some(true), bytes);
+        let most = u64::try_from(bytes).unwrap_or(u64::MAX);
+        if locks.is_some()
+            && let Some((_, (tried, best))) = self.best.borrow().range(key(0)..=key(most)).next_back()
+            && most <= *tried
+        {
+            return *best;
+        }
+        let best = self.search(keep, room, steps);
+        if locks.is_some() {
+            let from = best.map_or(0, |best| best.device);
+            self.best.borrow_mut().insert(key(from), (most, best));
+        }
+        best
+    }
+
+    fn search(&self, keep: bool, room: Room, steps: &mut usize) -> Option<Choice> {
         let mut best: Option<Choice> = None;
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| entry.keep == keep) {
             *steps += 1;
             if best.is_some_and(|best| entry.bound >= best.score()) {
                 // The others are no better either.

@@ -72,6 +72,8 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
         limits,
         used: vec![0; limits.phases.len()],
         host: 0,
+        taken: 0,
+        stretch: (0, u128::MAX),
         picks: least.clone(),
         least,
         order: Vec::new(),
@@ -95,11 +97,10 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
         if deep {
             search.guess();
         } else {
-            search.appraise();
-            search.descend(0, Score::default());
+            search.stretches();
         }
     }
-    let complete = !deep && search.steps < steps;
+    let complete = !deep && search.steps <= steps;
     let (score, picks) = search.best?;
     let picks = menus.iter().zip(picks).map(|(menu, choice)| menu.frontier.unlocked(choice)).collect();
     Some(Solution { picks, time: score.time, complete })
@@ -127,6 +128,10 @@ struct Search<'c> {
     /// Per phase; components not yet decided take their least.
     used: Vec<u128>,
     host: u64,
+    /// Bytes that stay taken between phases, beyond the least of those that take them.
+    taken: u128,
+    /// At least and at most so many are to stay taken in the end.
+    stretch: (u128, u128),
     picks: Vec<Choice>,
     least: Vec<Choice>,
     order: Vec<usize>,
@@ -161,7 +166,20 @@ impl Search<'_> {
         let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
         let others = others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack });
         let host = self.limits.host.saturating_sub(self.host - now.host);
-        Room { between: within.min(others), within, host, lone: menu.lone }
+        let taken = self.taken - self.taken_by(i, &now);
+        let most = self.stretch.1.saturating_sub(taken).saturating_add(self.least[i].device.into());
+        Room {
+            between: within.min(others).min(most),
+            // What is still to be taken by others is not there for this one.
+            within: within.saturating_sub(self.stretch.0.saturating_sub(taken)),
+            host,
+            lone: menu.lone,
+        }
+    }
+
+    /// What a choice of component `i` takes between phases beyond its least.
+    fn taken_by(&self, i: usize, choice: &Choice) -> u128 {
+        if choice.keep { choice.device.saturating_sub(self.least[i].device).into() } else { 0 }
     }
 
     /// The fastest choice that fits beside what is decided.
@@ -175,6 +193,7 @@ impl Search<'_> {
         vacate(&mut self.used, &self.menus[i], from);
         occupy(&mut self.used, &self.menus[i], to);
         self.host = self.host - from.host + to.host;
+        self.taken = self.taken - self.taken_by(i, from) + self.taken_by(i, to);
         self.picks[i] = *to;
     }
 
@@ -294,13 +313,14 @@ impl Search<'_> {
     /// Bytes that can still stay taken between phases.
     fn slack(&self) -> u128 {
         let phases = self.limits.phases.iter().zip(&self.used);
-        phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0)
+        let slack = phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0);
+        slack.min(self.stretch.1.saturating_sub(self.taken))
     }
 
     /// The fastest that component `i` can be if it does not stay between phases.
     fn apart(&mut self, i: usize) -> u64 {
-        let room = Room { between: 0, ..self.room(i) };
-        self.menus[i].fastest(room, &mut self.steps).map_or(u64::MAX, |choice| choice.time)
+        let room = self.room(i);
+        self.menus[i].frontier.best_of(false, room, &mut self.steps).map_or(u64::MAX, |choice| choice.time)
     }
 
     /// What the components from `level` on take at least, memory that stays taken at its price.
@@ -330,6 +350,29 @@ impl Search<'_> {
         let paid = |bytes: u128| i128::try_from(self.price.of(bytes)).unwrap_or(i128::MAX / 4);
         let bound = i128::from(decided.time) + time + paid(taken) - paid(self.slack());
         self.best.as_ref().is_some_and(|best| bound > i128::from(best.0.time))
+    }
+
+    /// Searches stretch by stretch of what may stay taken between phases: the more stays, the less room there is for what
+    /// does not, and within a stretch that is known.
+    fn stretches(&mut self) {
+        let slack = self.slack();
+        let alike = self.menus.iter().all(|m| m.only.is_some() || !m.frontier.both());
+        let shares: &[u128] = if alike { &[0] } else { &[0, 1, 2, 4, 8, 16] };
+        let stretch = |at: usize| {
+            let most = slack - slack * shares[at] / 32;
+            let least = shares.get(at + 1).map_or(0, |next| slack - slack * next / 32);
+            (least, most)
+        };
+        let mut prices = Vec::with_capacity(shares.len());
+        for at in 0..shares.len() {
+            self.stretch = stretch(at);
+            self.appraise();
+            prices.push(self.price);
+        }
+        for (at, price) in prices.into_iter().enumerate() {
+            (self.stretch, self.price) = (stretch(at), price);
+            self.descend(0, Score::default());
+        }
     }
 
     /// Finds the price, and a good solution to begin with.
