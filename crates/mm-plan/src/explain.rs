@@ -321,7 +321,12 @@ fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
     let parts = || problem.frontiers.iter().map(|f| f.part);
     let rates = Rates::of(&machine, part::stored(parts()))?;
     let host = budget::host(&machine, problem.policy);
-    let time = if rates == problem.rates && host.1 == problem.host.1 {
+    let weights = parts().map(|part| part.bytes()).sum::<u128>();
+    let alike = rates == problem.rates && host.1 == problem.host.1;
+    let time = if alike && (weights <= problem.host.0.into() || host.0 == problem.host.0) {
+        // Everything can be page-locked already, or no more than now.
+        solution.time
+    } else if alike {
         problem.solve(&problem.budget, host.0, None)?.time
     } else {
         // The weights now fit the page cache, or the staging ring the host: all times change.

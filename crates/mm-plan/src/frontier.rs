@@ -385,8 +385,10 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     /// What filling page-locked memory takes at the least with so many bytes of copies: a bound too, nanoseconds.
     pub(crate) fn staged(&self, entry: &Entry, host: u64) -> u64 {
-        let bytes = self.candidates[entry.candidate as usize].bytes.saturating_sub(host);
-        self.rates.least(0, bytes.into()).saturating_mul(self.part.passes())
+        match self.candidates[entry.candidate as usize].bytes.saturating_sub(host) {
+            0 => 0,
+            bytes => self.rates.least(0, bytes.into()).saturating_mul(self.part.passes()),
+        }
     }
 
     /// What takes least of everything; what need not stay between phases does not.

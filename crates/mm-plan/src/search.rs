@@ -231,20 +231,21 @@ impl Search<'_> {
             self.decide(level, decided, fastest[0]);
             return;
         }
-        let frontier = menus[i].frontier;
+        let (frontier, room) = (menus[i].frontier, self.room(i));
         for entry in frontier.entries() {
             if !self.is_better(others + entry.bound) || self.steps > self.limit {
                 break;
             }
             self.steps += 1;
-            let room = self.room(i);
-            let staged = Score { time: frontier.staged(entry, room.host), ..Score::default() };
-            if !frontier.fits(entry, room) || !self.is_better(others + staged) {
+            if !frontier.fits(entry, room) {
                 continue;
             }
-            let taken =
-                if entry.keep { u128::from(entry.bound.device.saturating_sub(self.least[i].device)) } else { 0 };
-            if self.is_too_dear(decided, priced.others + i128::from(entry.bound.time), taken) {
+            let supposed = Choice { keep: entry.keep, device: entry.bound.device, ..self.least[i] };
+            let time = entry.bound.time.max(frontier.staged(entry, room.host));
+            if self.is_too_dear(decided, priced.others + i128::from(time), self.taken_by(i, &supposed)) {
+                continue;
+            }
+            if !self.is_better(others + Score { time, ..entry.bound }) {
                 continue;
             }
             // Before it is simulated: what the others could still be beside it.
