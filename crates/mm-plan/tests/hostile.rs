@@ -1,9 +1,10 @@
 //! Law 7 by hand: extremes, contradictions and sizes at the limit end in a plan or an `Infeasible`.
 
 use mm_plan::{
-    Activation, Basis, Component, DType, Group, Infeasible, Links, MAX_GROUPS, Machine, Plan, Policy, Slab, Stack,
-    Strategy, plan,
+    Activation, Basis, Component, DType, DeviceKind, Group, Infeasible, Links, MAX_GROUPS, Machine, Plan, Policy, Rule,
+    Slab, Stack, Strategy, plan, simulate,
 };
+use std::time::{Duration, Instant};
 
 const MAX: u64 = u64::MAX;
 const STRATEGIES: [Strategy; 5] =
@@ -127,6 +128,64 @@ fn figures_beyond_64_bits() {
     }
 }
 
+/// Rates of nothing and of everything, computes and passes without end: rule `Cost` and `simulate` still answer.
+#[test]
+fn times_beyond_64_bits() {
+    let group = |bytes, compute_ns| Group { compute_ns, ..Group::of_bytes(bytes) };
+    let rates = [0, 1, MAX];
+    for compute in [None, Some(0), Some(1), Some(MAX)] {
+        for (passes, bytes) in [(u32::MAX, 1000), (u32::MAX, 1 << 40), (1, 1 << 40), (0, 5)] {
+            let groups = (0..9).map(|i| group(bytes + i, compute.map(|ns| ns.saturating_sub(i)))).collect();
+            let transformer = Component::blocks("a", 7, vec![Stack { name: "s".into(), groups }]);
+            let model = [Component { passes, ..transformer }, Component { passes, ..alias("b", "a") }];
+            for (h2d, staging, disk) in rates.into_iter().flat_map(|h| rates.into_iter().map(move |s| (h, s, h ^ s))) {
+                for (device, fixed) in [(DeviceKind::Discrete, 0), (DeviceKind::Discrete, MAX), (DeviceKind::Host, 1)] {
+                    let links = Links { h2d, staging: Some(staging), disk: Some(disk), copy_fixed_ns: fixed };
+                    let machine = Machine { device, links: Some(links), ram_available: 3, ..machine(bytes * 5) };
+                    let plan = plan(&machine, &model, &Policy::default()).unwrap();
+                    let schedule = simulate(&machine, &model, &plan);
+                    assert_eq!(schedule.is_ok(), h2d > 0, "a link of rate zero was not measured");
+                    assert_eq!(plan.predicted.map(|p| p.request_ns), schedule.ok().map(|s| s.request_ns));
+                }
+            }
+        }
+    }
+}
+
+/// What is not a plan for these components is refused, whatever is wrong with it.
+#[test]
+fn simulate_refuses_plans_of_something_else() {
+    let links = Some(Links { h2d: 1000, staging: None, disk: None, copy_fixed_ns: 0 });
+    let machine = Machine { links, ..machine(60) };
+    let model = |groups| [Component::blocks("a", 7, vec![stack("s", vec![10; groups])]), Component::whole("b", 1)];
+    let good = plan(&machine, &model(9), &of(Strategy::GroupOffload)).unwrap();
+    assert!(simulate(&machine, &model(9), &good).is_ok());
+    let refused = |components: &[Component], plan: &Plan| {
+        assert!(matches!(simulate(&machine, components, plan), Err(Infeasible::BadInput { .. })));
+    };
+    refused(&model(8), &good);
+    refused(&model(9)[..1], &good);
+    refused(&[], &good);
+    let changed = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        refused(&model(9), &plan);
+    };
+    changed(&|plan| plan.components.clear());
+    changed(&|plan| plan.components.reverse());
+    changed(&|plan| plan.phases.clear());
+    changed(&|plan| plan.components[0].slots = 0);
+    changed(&|plan| plan.components[0].stacks.clear());
+    changed(&|plan| plan.components[0].stacks[0].name.push('x'));
+    changed(&|plan| plan.components[0].stacks[0].host.clear());
+    changed(&|plan| plan.components[0].same_as = Some("b".into()));
+    let unmeasured = Machine { links: None, ..machine.clone() };
+    assert!(simulate(&unmeasured, &model(9), &good).is_err());
+    let mut many = good.clone();
+    many.components[0].slots = u32::MAX;
+    let _ = simulate(&machine, &model(9), &many);
+}
+
 #[test]
 fn zero_constants_divide_nothing() {
     let policy = Policy {
@@ -152,21 +211,49 @@ fn fits(free: u64, model: &[Component]) -> Plan {
     plan
 }
 
+/// Rule `Cost` plans it, and how long that took.
+fn fits_by_cost(free: u64, model: &[Component]) -> Duration {
+    let links = Some(Links { h2d: 1_000_000, staging: None, disk: None, copy_fixed_ns: 3 });
+    let begin = Instant::now();
+    let plan = plan(&Machine { links, ..machine(free) }, model, &Policy::default()).unwrap();
+    assert!(plan.peak.device <= free && plan.rule == Rule::Cost);
+    begin.elapsed()
+}
+
+/// The largest inputs: all groups in one stack, each in its own, in 5000 components that are active together, and in as
+/// many that are active alone.
+fn largest() -> [(u64, Vec<Component>); 4] {
+    let uneven = |i: usize| 1 + (i as u64 * 7919) % 1000;
+    let one = vec![Component::blocks("a", 0, vec![stack("s", (0..MAX_GROUPS).map(uneven))])];
+    let stacks = (0..MAX_GROUPS).map(|i| stack(&i.to_string(), [uneven(i)])).collect();
+    let many = |phase: Option<u32>| {
+        let of = |i: usize| {
+            let s = stack("s", (0..13).map(|j| uneven(i + j)));
+            Component { phase, passes: 1 + i as u32 % 7, ..Component::blocks(i.to_string(), 1, vec![s]) }
+        };
+        (0..5000usize).map(of).collect::<Vec<_>>()
+    };
+    let stacks = vec![Component::blocks("a", 0, stacks)];
+    [(50_000, one), (50_000, stacks), (6_000_000, many(Some(0))), (1_000_000, many(None))]
+}
+
+/// `cargo test --release -p mm-plan --test hostile -- --ignored --nocapture`
+#[test]
+#[ignore = "for a release build: it looks at the time"]
+fn the_largest_models_take_a_few_seconds() {
+    for (number, (free, model)) in largest().into_iter().enumerate() {
+        let took = fits_by_cost(free, &model);
+        println!("input {number}: {took:?}");
+        assert!(took < Duration::from_secs(5), "input {number}: {took:?}");
+    }
+}
+
 /// Sizes at which a planner that tries every count of every stack would not come back.
 #[test]
 fn the_largest_models_end() {
-    let uneven = |i: usize| 1 + (i as u64 * 7919) % 1000;
-    let one = [Component::blocks("a", 0, vec![stack("s", (0..MAX_GROUPS).map(uneven))])];
-    fits(50_000, &one);
-    let stacks = (0..MAX_GROUPS).map(|i| stack(&i.to_string(), [uneven(i)])).collect();
-    fits(50_000, &[Component::blocks("a", 0, stacks)]);
-    let many: Vec<Component> = (0..5000usize)
-        .map(|i| {
-            let s = stack("s", (0..13).map(|j| uneven(i + j)));
-            Component { phase: Some(0), ..Component::blocks(i.to_string(), 1, vec![s]) }
-        })
-        .collect();
-    fits(6_000_000, &many);
+    for (free, model) in largest() {
+        fits(free, &model);
+    }
     let alone: Vec<Component> = (0..5000).map(|i| Component::whole(i.to_string(), 7)).collect();
     let kept = plan(&machine(35_000), &alone, &of(Strategy::NoOffload)).unwrap();
     assert!(kept.phases.iter().all(|p| p.engine_bytes == 35_000));
