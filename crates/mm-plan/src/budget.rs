@@ -111,7 +111,7 @@ pub(crate) fn terms(part: &Part<'_>, policy: &Policy, (lock_cap, ring): (u64, bo
     let asked = *policy.strategies.get(name).unwrap_or(&policy.strategy);
     let resident = policy.resident.get(name).copied();
     let slot_cap = if policy.use_stream { u32::MAX } else { 1 };
-    Terms { asked, resident: resident.filter(|_| part.streamable), slot_cap, lock_cap, ring }
+    Terms { asked, resident, slot_cap, lock_cap, ring }
 }
 
 /// Device bytes with every group streamed through two slots, or whole where nothing streams.

@@ -53,10 +53,9 @@ impl<'p, 'a> Problem<'p, 'a> {
         let (_, ring) = host;
         let plus = Machine { ram_available: more(machine.ram_available), ..machine.clone() };
         let generous = (budget::host(&plus, policy).0.max(host.0), ring);
-        let always = |part: &Part<'_>| part.visits.len() == input.phases.len();
         let frontier = |part: &'p Part<'a>| {
             let terms = budget::terms(part, policy, generous);
-            Frontier::new(part, rates, terms, counts, sets <= SETS, always(part))
+            Frontier::new(part, rates, terms, counts, sets <= SETS)
         };
         let frontiers: Vec<_> = parts.iter().map(frontier).collect();
         let free = machine.vram_free.unwrap_or(0);

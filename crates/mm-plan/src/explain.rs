@@ -4,7 +4,7 @@ use crate::{
     DeviceKind, HostTier, Machine, Note, Plan, Rule, Strategy,
     budget::{self, Phase},
     cost::{MORE, Problem, more, strategy},
-    frontier::Choice,
+    frontier::{Choice, Frontier},
     notes::{capped, size, time},
     part,
     rates::Rates,
@@ -57,8 +57,10 @@ pub(crate) fn explain(
         notes.push(Note::new("search_incomplete", &[], text));
     }
     notes.extend(unknown_compute(problem));
+    notes.extend(uncounted_compute(problem));
     for (place, choice) in solution.picks.iter().enumerate() {
         notes.push(placement(problem, place, choice, schedule));
+        notes.extend(resident_override(&problem.frontiers[place]));
     }
     let mut weighed: Vec<usize> = (0..solution.picks.len()).collect();
     weighed.sort_by_key(|place| (Reverse(problem.frontiers[*place].part.bytes()), *place));
@@ -137,6 +139,35 @@ fn unknown_compute(problem: &Problem<'_, '_>) -> Option<Note> {
     Some(Note::new("compute_unknown", &[("unknown", unknown as u64), ("groups", groups as u64)], text))
 }
 
+/// Components whose compute is not counted, because they have no groups to count it by.
+fn uncounted_compute(problem: &Problem<'_, '_>) -> Option<Note> {
+    let parts = problem.frontiers.iter().map(|f| f.part);
+    let names: Vec<&str> = parts
+        .filter(|part| part.passes() > 0 && part.groups.is_empty() && part.component.rest > 0)
+        .map(|part| part.component.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let text =
+        format!("{}: computing outside groups is not counted, what is predicted for it is loading.", names.join(", "));
+    Some(Note::new("compute_not_counted", &[("components", names.len() as u64)], text))
+}
+
+/// A count of residents that was asked for.
+fn resident_override(frontier: &Frontier<'_, '_>) -> Option<Note> {
+    let (name, blocks) = (frontier.part.component.name.as_str(), frontier.family.main_len());
+    let asked = frontier.resident()?;
+    if matches!(frontier.asked(), Strategy::Auto | Strategy::BlockPin) && blocks > 0 {
+        let count = blocks.min(asked as usize);
+        let numbers = [("asked", asked.into()), ("blocks", blocks as u64), ("count", count as u64)];
+        let text = format!("{name}: {count} of {blocks} blocks resident, as asked for.");
+        return Some(Note::new("resident_override", &numbers, text).about(name));
+    }
+    let text = format!("{name}: its resident count is for block_pin on blocks and does not apply here.");
+    Some(Note::new("resident_override_ignored", &[("asked", asked.into())], text).about(name))
+}
+
 fn placement(problem: &Problem<'_, '_>, place: usize, choice: &Choice, schedule: &Schedule) -> Note {
     let (frontier, predicted) = (&problem.frontiers[place], &schedule.components[place]);
     let name = frontier.part.component.name.as_str();
@@ -184,9 +215,9 @@ fn richer(problem: &Problem<'_, '_>, solution: &Solution, place: usize, notes: &
         _ => 0,
     };
     let is = strategy(frontier, pick);
-    let alone = problem.input.phases.len() == 1;
+    // Where it is active in all phases, to be loaded for each of them is worth nothing.
+    let alone = frontier.part.visits.len() == problem.input.phases.len();
     for other in [Strategy::NoOffload, Strategy::ModelOffload] {
-        // Where there is but one phase, to be loaded for each of it is to stay.
         if rank(other) > rank(is) && !(alone && other == Strategy::ModelOffload) {
             notes.push(rejected(problem, solution, place, other));
         }

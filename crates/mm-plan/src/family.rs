@@ -148,6 +148,11 @@ impl Family {
         }
     }
 
+    /// Groups of the main stack; zero if nothing can be streamed.
+    pub(crate) fn main_len(&self) -> usize {
+        self.ladder.first().map_or(0, |(_, length)| *length)
+    }
+
     /// The ladder's rung on which `resident` groups of the main stack stay, clamped, and all of the others.
     pub(crate) fn rung(&self, resident: usize) -> Set {
         match self.ladder.first() {

@@ -13,15 +13,15 @@ use crate::{
 use alloc::{collections::BTreeMap, vec::Vec};
 use core::cell::RefCell;
 
-/// Streamed groups are page-locked in quarters of their number.
-pub(crate) const QUARTERS: u8 = 4;
+/// Streamed groups are page-locked in sixteenths of their number.
+pub(crate) const SHARES: u8 = 16;
 
 /// A placement of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) set: Set,
     pub(crate) slots: u32,
-    /// Quarters of the streamed groups that have page-locked copies.
+    /// Sixteenths of the streamed groups that have page-locked copies.
     pub(crate) locked: u8,
     /// Stays on the device between phases.
     pub(crate) keep: bool,
@@ -111,7 +111,7 @@ pub(crate) struct Entry {
 /// Whether it stays, whether one slot may do, whether everything may be page-locked (else nothing), bytes.
 type Asked = (bool, bool, bool, u64);
 
-/// A candidate, whether it stays, quarters page-locked.
+/// A candidate, whether it stays, sixteenths page-locked.
 type Key = (u32, bool, u8);
 
 /// Bytes there are for one component.
@@ -154,16 +154,8 @@ pub(crate) struct Frontier<'p, 'a> {
 }
 
 impl<'p, 'a> Frontier<'p, 'a> {
-    /// Lists them. `counts` bounds how many counts of a stack are tried; `all`: few groups are tried in every way;
-    /// `always`: the component is active in all phases, so that to stay costs nothing.
-    pub(crate) fn new(
-        part: &'p Part<'a>,
-        rates: Rates,
-        mut terms: Terms,
-        counts: usize,
-        all: bool,
-        always: bool,
-    ) -> Self {
+    /// Lists them. `counts` bounds how many counts of a stack are tried; `all`: few groups are tried in every way.
+    pub(crate) fn new(part: &'p Part<'a>, rates: Rates, mut terms: Terms, counts: usize, all: bool) -> Self {
         terms.slot_cap = terms.slot_cap.clamp(1, MAX_SLOTS as u32);
         let family = Family::of(part, counts, all);
         let unlocked = terms.unlocked(&rates);
@@ -187,7 +179,6 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let keeps: &[bool] = match this.terms.asked {
             Strategy::NoOffload => &[true],
             Strategy::ModelOffload => &[false],
-            _ if always => &[true],
             _ => &[true, false],
         };
         this.both = keeps.len() > 1;
@@ -198,6 +189,11 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// Whether both what stays between phases and what does not are to be had.
     pub(crate) fn both(&self) -> bool {
         self.both
+    }
+
+    /// Residents of the main stack that were asked for.
+    pub(crate) fn resident(&self) -> Option<u32> {
+        self.terms.resident
     }
 
     pub(crate) fn asked(&self) -> Strategy {
@@ -292,13 +288,18 @@ impl<'p, 'a> Frontier<'p, 'a> {
             && (!entry.lone || room.lone)
     }
 
-    /// What an entry is with so many quarters of its streamed groups page-locked; `None`: as fewer, or more than the host
+    /// What an entry is with so many sixteenths of its streamed groups page-locked; `None`: as fewer, or more than the host
     /// has.
     pub(crate) fn choice(&self, entry: &Entry, locked: u8, host: u64) -> Option<Choice> {
         let candidate = self.candidates[entry.candidate as usize];
         if locked > 0 && (host == 0 || !self.rates.has_tiers() || self.same_quota(candidate.streamed, locked)) {
             return None;
         }
+        self.share(entry, locked, host)
+    }
+
+    fn share(&self, entry: &Entry, locked: u8, host: u64) -> Option<Choice> {
+        let candidate = self.candidates[entry.candidate as usize];
         let simulate = || self.simulate(&candidate, entry.keep, locked);
         let key = (entry.candidate, entry.keep, locked);
         let (page_locked, time) = *self.known.borrow_mut().entry(key).or_insert_with(simulate);
@@ -313,7 +314,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// Some of an entry's times were simulated already.
     pub(crate) fn is_known(&self, entry: &Entry) -> bool {
         let from = (entry.candidate, entry.keep, 0);
-        self.known.borrow().range(from..=(entry.candidate, entry.keep, QUARTERS)).next().is_some()
+        self.known.borrow().range(from..=(entry.candidate, entry.keep, SHARES)).next().is_some()
     }
 
     /// Page-locked bytes and nanoseconds.
@@ -376,7 +377,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
                 continue;
             }
             // More page-locked is never slower.
-            let found = (0..=QUARTERS).rev().find_map(|locked| self.choice(entry, locked, room.host));
+            let found = (0..=SHARES).rev().find_map(|locked| self.choice(entry, locked, room.host));
             *steps += self.part.groups.len();
             best = best.into_iter().chain(found).min_by_key(Choice::score);
         }
@@ -403,23 +404,32 @@ impl<'p, 'a> Frontier<'p, 'a> {
             e.keep == choice.keep && candidate.set == choice.set && candidate.slots == choice.slots
         };
         let Some(entry) = self.entries.iter().find(same) else { return choice };
-        let fewer = (0..choice.locked).filter_map(|locked| self.choice(entry, locked, choice.host));
-        fewer.into_iter().find(|fewer| fewer.time <= choice.time).unwrap_or(choice)
+        // The fewest sixteenths that are as fast: more are never slower.
+        let (mut low, mut high, mut best) = (0, choice.locked, choice);
+        while low < high {
+            let middle = (low + high) / 2;
+            match self.share(entry, middle, choice.host) {
+                Some(fewer) if fewer.time <= choice.time => (high, best) = (middle, fewer),
+                _ => low = middle + 1,
+            }
+        }
+        best
     }
 
+    /// The same number of groups as with one sixteenth less.
     fn same_quota(&self, streamed: u32, locked: u8) -> bool {
-        let quota = |locked: u8| streamed * u32::from(locked) / u32::from(QUARTERS);
+        let quota = |locked: u8| streamed * u32::from(locked) / u32::from(SHARES);
         quota(locked) == quota(locked - 1)
     }
 
     /// Where each group streams from, given which stream. The page-locked ones are spread among them, and those of fewer
-    /// quarters are among those of more: page-locking more is never slower.
+    /// sixteenths are among those of more: page-locking more is never slower.
     fn tiers(&self, flags: &[bool], locked: u8) -> Vec<Option<HostTier>> {
         let unlocked = self.terms.unlocked(&self.rates);
         let mut tiers: Vec<_> = flags.iter().map(|streams| streams.then_some(unlocked)).collect();
         if locked > 0 {
             let streamed: Vec<usize> = (0..flags.len()).filter(|i| flags[*i]).collect();
-            let quota = streamed.len() * usize::from(locked) / usize::from(QUARTERS);
+            let quota = streamed.len() * usize::from(locked) / usize::from(SHARES);
             let size = streamed.len().next_power_of_two();
             // Numbers with their bits reversed: the first of them are always far apart.
             let spread = (0..size).map(|i| if size == 1 { 0 } else { i.reverse_bits() >> (size.leading_zeros() + 1) });

@@ -78,6 +78,8 @@ pub(crate) trait Observer {
     );
     /// A pass ended with its last compute.
     fn pass(&mut self, pass: u64, end: u64);
+    /// After `passes` passes streamed group `item` was staged and copied for the next visit.
+    fn refill(&mut self, passes: u64, item: usize, stage: Option<(u64, u64)>, copy: (u64, u64));
     /// Whether it wants to hear more.
     fn listens(&self) -> bool;
 }
@@ -87,6 +89,8 @@ impl Observer for () {
     fn item(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: Option<(u64, u64)>, _: (u64, u64)) {}
     #[inline]
     fn pass(&mut self, _: u64, _: u64) {}
+    #[inline]
+    fn refill(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: (u64, u64)) {}
     #[inline]
     fn listens(&self) -> bool {
         false
@@ -219,8 +223,9 @@ impl Course {
         }
         let computed = lanes.compute;
         if keep {
-            for item in &self.items[..ready] {
-                lanes.fetch(item, slots);
+            for (index, item) in self.items[..ready].iter().enumerate() {
+                let (stage, copy) = lanes.fetch(item, slots);
+                observer.refill(passes, index, (item.stage > 0).then_some(stage), copy);
                 // The next slot: its group computes in the next visit.
                 lanes.released.rotate_left(1);
             }
@@ -287,6 +292,7 @@ mod tests {
         impl Observer for Ear {
             fn item(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: Option<(u64, u64)>, _: (u64, u64)) {}
             fn pass(&mut self, _: u64, _: u64) {}
+            fn refill(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: (u64, u64)) {}
             fn listens(&self) -> bool {
                 true
             }

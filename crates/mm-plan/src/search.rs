@@ -1,7 +1,7 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
 use crate::{
-    frontier::{Choice, Entry, Frontier, QUARTERS, Room, Score},
+    frontier::{Choice, Entry, Frontier, Room, SHARES, Score},
     price::{self, Price},
 };
 use alloc::{vec, vec::Vec};
@@ -255,12 +255,14 @@ impl Search<'_> {
                     continue;
                 }
             }
-            for locked in (0..=QUARTERS).rev() {
+            for locked in (0..=SHARES).rev() {
                 let Some(next) = frontier.choice(entry, locked, room.host) else { continue };
                 self.steps += frontier.part.groups.len();
-                if self.is_better(others + next.score()) {
-                    self.decide(level, decided, next);
+                // Page-locking less is never faster, and only leaves more to others.
+                if !self.is_better(others + next.score()) {
+                    break;
                 }
+                self.decide(level, decided, next);
                 if !self.contended {
                     break;
                 }

@@ -35,7 +35,7 @@ pub struct Span {
     /// The group, counted through all stacks; `None`: the component's load.
     pub group: Option<usize>,
     /// The pass in which it computes, from 0 in each visit. A copy that fills a slot for the next request has the number
-    /// of passes.
+    /// of passes; it is listed where all passes are.
     pub pass: u64,
     /// Begin.
     pub start_ns: u64,
@@ -243,8 +243,16 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
             let keep = plan.components[part.index].keep;
             let start_ns = schedule.request_ns;
             let visit = schedule.visits.len();
-            let mut recorder =
-                Recorder { part, tiers, spans: Vec::new(), visit, listed: 0, at: *load, streamed: Vec::new() };
+            let mut recorder = Recorder {
+                part,
+                tiers,
+                spans: Vec::new(),
+                visit,
+                listed: 0,
+                more: true,
+                at: *load,
+                streamed: Vec::new(),
+            };
             if detail {
                 recorder.streamed = (0..tiers.len()).filter(|i| tiers[*i].is_some()).collect();
                 if *load > 0 {
@@ -304,6 +312,8 @@ struct Recorder<'a> {
     spans: Vec<Span>,
     visit: usize,
     listed: u64,
+    /// The next pass is listed too.
+    more: bool,
     /// The last compute's end.
     at: u64,
     /// Groups that stream, in order.
@@ -351,16 +361,27 @@ impl Observer for Recorder<'_> {
     }
 
     fn pass(&mut self, pass: u64, _: u64) {
-        if self.listens() {
+        if self.more {
             self.residents(pass, self.streamed.last().map_or(0, |last| last + 1));
             self.listed = pass + 1;
+            // As long as one pass more, as long as this one, stays within the limit.
+            let (groups, streamed) = (self.tiers.len(), self.streamed.len());
+            self.more = self.spans.len() + groups + 2 * streamed <= MAX_SPANS;
         }
     }
 
-    /// As long as one pass more stays within the limit.
+    fn refill(&mut self, passes: u64, item: usize, stage: Option<(u64, u64)>, copy: (u64, u64)) {
+        // Where not all passes were simulated these are not the last copies' times.
+        if self.listed == passes {
+            for (lane, span) in [(Lane::Staging, stage), (Lane::Copy, Some(copy))] {
+                if let Some(span) = span {
+                    self.push(lane, Some(self.streamed[item]), passes, span);
+                }
+            }
+        }
+    }
+
     fn listens(&self) -> bool {
-        let passes = usize::try_from(self.listed).unwrap_or(usize::MAX);
-        let pass = self.spans.len().div_ceil(passes.max(1));
-        passes == 0 || self.spans.len().saturating_add(pass) <= MAX_SPANS
+        self.more
     }
 }
