@@ -86,8 +86,8 @@ enum Sizes {
     Different,
 }
 
-/// `count` components of `groups` groups of about `bytes`; the first three have a phase each, the others share one by two. The second
-/// runs 28 times.
+/// `count` components of `groups` groups of about `bytes`; the first three have a phase each, the others share one by
+/// two. The second runs 28 times.
 fn components(count: u32, groups: u32, bytes: u64, sizes: Sizes) -> Vec<Component> {
     let component = |number: u32| {
         let group = |index: u32| {
