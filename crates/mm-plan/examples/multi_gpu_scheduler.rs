@@ -2,8 +2,8 @@
 //!
 //! One host has four cards that share its RAM. Pipelines come and go. For each that comes, every card makes an offer: a
 //! plan for what is free on that card now, and the time that it predicts. The cheapest offer wins. A pipeline that no
-//! card can take now waits until something leaves; one that no card could ever take is refused, with the smallest budget
-//! that would do.
+//! card can take now waits until something leaves. One that no card could ever take is refused, with the smallest
+//! budget that would do.
 //!
 //! Nothing runs here and no time passes: predictions are all that a scheduler needs.
 //!
@@ -213,7 +213,7 @@ impl Card {
             Err(infeasible) => return Ok(Err(infeasible)),
         };
         // The fastest plan takes whatever buys a millisecond. A neighbour may need it more: find the least memory with
-        // which a request takes a twentieth longer at the most. More memory never makes a plan slower, so halving works.
+        // which a request takes a twentieth longer at the most. More memory never makes a plan slower: halving works.
         let limit = predicted(&best)? / 20 * 21;
         let (mut too_little, mut enough) = (0, self.free());
         while enough - too_little > 64 * MIB {
