@@ -8,7 +8,7 @@ use crate::{
     place,
     rates::RING,
 };
-use alloc::vec::Vec;
+use alloc::{vec, vec::Vec};
 
 /// A phase's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +87,23 @@ impl Budget {
     }
 }
 
-/// The host's part of the terms: page-locked bytes that all may have, and whether the staging ring fits.
-pub(crate) fn host(machine: &Machine, policy: &Policy) -> (u64, bool) {
+/// What the host may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// Bytes of page-locked copies that all components may have.
+    pub(crate) locked: u64,
+    /// Groups without one go through the ring of staging buffers, else straight from the mapping.
+    pub(crate) ring: bool,
+}
+
+/// The ways to use the host: with the ring where it fits; without it where it does not, or where what it takes matters.
+pub(crate) fn hosts(machine: &Machine, policy: &Policy, weights: u128) -> Vec<Host> {
     if machine.device == DeviceKind::Host {
-        return (0, false);
+        return vec![Host { locked: 0, ring: false }];
     }
-    let unlimited = machine.page_lock_limit.unwrap_or(u64::MAX);
+    let lockable = machine.page_lock_limit.unwrap_or(u64::MAX);
     let available = Some(machine.ram_available).filter(|ram| *ram > 0);
-    let ring = policy.ram_limit.or(available).is_none_or(|limit| RING <= limit) && RING <= unlimited;
+    let fits = policy.ram_limit.or(available).is_none_or(|limit| RING <= limit) && RING <= lockable;
     let headroom = if policy.low_cpu_mem { policy.page_lock_headroom } else { 0 };
     let limit = match (policy.ram_limit, available) {
         (Some(limit), _) => limit,
@@ -102,16 +111,24 @@ pub(crate) fn host(machine: &Machine, policy: &Policy) -> (u64, bool) {
         (None, None) if policy.low_cpu_mem => 0,
         (None, None) => u64::MAX,
     };
-    (if ring { limit.min(unlimited).saturating_sub(RING) } else { 0 }, ring)
+    let limit = limit.min(lockable);
+    let with = Host { locked: limit.saturating_sub(RING), ring: true };
+    let without = Host { locked: limit, ring: false };
+    let matters = weights > with.locked.into() && (limit < 8 * RING || weights <= limit.into());
+    match (fits, matters) {
+        (true, false) => vec![with],
+        (true, true) => vec![with, without],
+        (false, _) => vec![without],
+    }
 }
 
 /// A component's terms under the policy.
-pub(crate) fn terms(part: &Part<'_>, policy: &Policy, (lock_cap, ring): (u64, bool)) -> Terms {
+pub(crate) fn terms(part: &Part<'_>, policy: &Policy, host: Host) -> Terms {
     let name = part.component.name.as_str();
     let asked = *policy.strategies.get(name).unwrap_or(&policy.strategy);
     let resident = policy.resident.get(name).copied();
     let slot_cap = if policy.use_stream { u32::MAX } else { 1 };
-    Terms { asked, resident, slot_cap, lock_cap, ring }
+    Terms { asked, resident, slot_cap, lock_cap: host.locked, ring: host.ring }
 }
 
 /// Device bytes with every group streamed through two slots, or whole where nothing streams.

@@ -2,7 +2,7 @@
 
 use crate::{
     ComponentPlan, HostTier, Machine, Peak, PhasePlan, Plan, Policy, Proof, Rule, StackPlan, Strategy,
-    budget::{self, Budget},
+    budget::{self, Budget, Host},
     explain,
     frontier::{Choice, Frontier},
     input::Input,
@@ -34,7 +34,7 @@ pub(crate) struct Problem<'p, 'a> {
     pub(crate) rates: Rates,
     pub(crate) frontiers: Vec<Frontier<'p, 'a>>,
     pub(crate) budget: Budget,
-    pub(crate) host: (u64, bool),
+    pub(crate) host: Host,
 }
 
 impl<'p, 'a> Problem<'p, 'a> {
@@ -43,16 +43,14 @@ impl<'p, 'a> Problem<'p, 'a> {
         input: &'p Input<'a>,
         policy: &'p Policy,
         rates: Rates,
+        host: Host,
         parts: &'p [Part<'a>],
     ) -> Self {
         let groups: usize = parts.iter().map(|part| part.groups.len()).sum();
         let counts = (COUNTS / groups.max(1)).clamp(4, 1024);
         let sets = parts.iter().map(|part| 1usize << part.groups.len().min(16)).fold(0, usize::saturating_add);
-        let host = budget::host(machine, policy);
-        // One more GiB of RAM is asked about too: what it would allow must be among the choices.
-        let (_, ring) = host;
-        let plus = Machine { ram_available: more(machine.ram_available), ..machine.clone() };
-        let generous = (budget::host(&plus, policy).0.max(host.0), ring);
+        // One more GiB of RAM is asked about too: what it would allow must be among the placements.
+        let generous = Host { locked: host.locked.saturating_add(MORE), ..host };
         let frontier = |part: &'p Part<'a>| {
             let terms = budget::terms(part, policy, generous);
             Frontier::new(part, rates, terms, counts, sets <= SETS)
@@ -77,8 +75,11 @@ impl<'p, 'a> Problem<'p, 'a> {
             lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
         };
         let menus: Vec<Menu<'_>> = self.frontiers.iter().enumerate().map(menu).collect();
-        let steps =
-            if only.is_some() || budget.rooms != self.budget.rooms || host != self.host.0 { STEPS / 8 } else { STEPS };
+        let steps = if only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked {
+            STEPS / 8
+        } else {
+            STEPS
+        };
         search::solve(&menus, Limits { phases: &budget.rooms, host }, steps)
     }
 
@@ -99,7 +100,7 @@ impl<'p, 'a> Problem<'p, 'a> {
                 // What streams has a slot, which is as large as any of it.
                 let slot = part.groups.iter().map(|(_, facts)| facts.bytes).filter(|b| *b > 0).min().unwrap_or(0);
                 let streamed = groups - room.saturating_sub(slot);
-                pass = pass.max(self.rates.least(streamed, streamed.saturating_sub(self.host.0.into())));
+                pass = pass.max(self.rates.least(streamed, streamed.saturating_sub(self.host.locked.into())));
             }
             let request = pass.saturating_mul(part.passes());
             exceeding += part.bytes().saturating_sub(self.rates.bytes_in(request));
@@ -111,7 +112,7 @@ impl<'p, 'a> Problem<'p, 'a> {
 
     /// Every placement of every component was tried.
     fn exhaustive(&self) -> bool {
-        let tiers = self.rates.has_tiers() && self.host.0 > 0;
+        let tiers = self.rates.has_tiers() && self.host.locked > 0;
         self.frontiers.iter().all(|f| f.family.exhaustive && (!tiers || f.part.groups.is_empty()))
     }
 }
@@ -119,6 +120,23 @@ impl<'p, 'a> Problem<'p, 'a> {
 /// A GiB more of what is known.
 pub(crate) fn more(ram: u64) -> u64 {
     if ram == 0 { 0 } else { ram.saturating_add(MORE) }
+}
+
+/// The best way to use the host, and the best placement with it.
+pub(crate) fn best<'p, 'a>(
+    machine: &'p Machine,
+    input: &'p Input<'a>,
+    policy: &'p Policy,
+    rates: Rates,
+    parts: &'p [Part<'a>],
+) -> Option<(Problem<'p, 'a>, Solution)> {
+    let weights = parts.iter().map(Part::bytes).sum();
+    let solve = |host| {
+        let problem = Problem::new(machine, input, policy, rates, host, parts);
+        let solution = problem.solve(&problem.budget, host.locked, None)?;
+        Some((problem, solution))
+    };
+    budget::hosts(machine, policy, weights).into_iter().filter_map(solve).min_by_key(|(_, solution)| solution.time)
 }
 
 /// The plan by rule `Cost`; `baseline` is the one by `Threshold`.
@@ -130,9 +148,8 @@ pub(crate) fn plan(
     parts: &[Part<'_>],
     baseline: Plan,
 ) -> Plan {
-    let problem = Problem::new(machine, input, policy, rates, parts);
     let threshold = baseline.predicted.as_ref().map_or(u64::MAX, |p| p.request_ns);
-    let Some(solution) = problem.solve(&problem.budget, problem.host.0, None) else {
+    let Some((problem, solution)) = best(machine, input, policy, rates, parts) else {
         return explain::threshold_stands(baseline, None);
     };
     if threshold < solution.time {

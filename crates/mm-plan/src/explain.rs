@@ -3,7 +3,7 @@
 use crate::{
     DeviceKind, HostTier, Machine, Note, Plan, Rule, Strategy,
     budget::{self, Phase},
-    cost::{MORE, Problem, more, strategy},
+    cost::{MORE, Problem, best, more, strategy},
     frontier::{Choice, Frontier},
     notes::{capped, size, time},
     part,
@@ -230,7 +230,7 @@ fn rejected(problem: &Problem<'_, '_>, solution: &Solution, place: usize, other:
     let code = format!("{other}_rejected");
     let bytes = capped(frontier.part.bytes());
     let choice = frontier.whole(other == Strategy::NoOffload);
-    let found = choice.and_then(|choice| problem.solve(&problem.budget, problem.host.0, Some((place, choice))));
+    let found = choice.and_then(|choice| problem.solve(&problem.budget, problem.host.locked, Some((place, choice))));
     let where_ = if other == Strategy::NoOffload { "in every phase" } else { "while it is active" };
     let Some(with) = found else {
         let rooms = problem.frontiers[place].part.visits.iter().map(|(phase, _)| *phase);
@@ -287,7 +287,7 @@ fn tiers(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
     let locked = solution.picks.iter().map(|choice| choice.host).sum::<u64>();
     let numbers = [
         ("page_locked_bytes", locked),
-        ("limit", problem.host.0),
+        ("limit", problem.host.locked),
         ("page_locked", count(HostTier::PageLocked)),
         ("staged", count(HostTier::Staged)),
         ("mapped", count(HostTier::Mapped)),
@@ -297,7 +297,7 @@ fn tiers(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
          come straight from the mapping.",
         numbers[2].1,
         size(locked),
-        size(problem.host.0),
+        size(problem.host.locked),
         numbers[3].1,
         numbers[4].1,
     );
@@ -340,7 +340,7 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
 }
 
 fn more_vram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
-    let with = problem.solve(&problem.with_more(MORE), problem.host.0, None)?;
+    let with = problem.solve(&problem.with_more(MORE), problem.host.locked, None)?;
     Some(gain("more_vram", "device memory", solution.time, with.time))
 }
 
@@ -351,19 +351,22 @@ fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
     let machine = Machine { ram_available: more(problem.machine.ram_available), ..problem.machine.clone() };
     let parts = || problem.frontiers.iter().map(|f| f.part);
     let rates = Rates::of(&machine, part::stored(parts()))?;
-    let host = budget::host(&machine, problem.policy);
     let weights = parts().map(|part| part.bytes()).sum::<u128>();
-    let alike = rates == problem.rates && host.1 == problem.host.1;
-    let time = if alike && (weights <= problem.host.0.into() || host.0 == problem.host.0) {
-        // Everything can be page-locked already, or no more than now.
-        solution.time
-    } else if alike {
-        problem.solve(&problem.budget, host.0, None)?.time
-    } else {
-        // The weights now fit the page cache, or the staging ring the host: all times change.
-        let parts: Vec<_> = parts().cloned().collect();
-        let other = Problem::new(&machine, problem.input, problem.policy, rates, &parts);
-        other.solve(&other.budget, host.0, None)?.time
+    let hosts = budget::hosts(&machine, problem.policy, weights);
+    let time = match hosts.as_slice() {
+        [host] if host.ring == problem.host.ring && rates == problem.rates => {
+            if weights <= problem.host.locked.into() || host.locked == problem.host.locked {
+                // Everything can be page-locked already, or no more than now.
+                solution.time
+            } else {
+                problem.solve(&problem.budget, host.locked, None)?.time
+            }
+        }
+        _ => {
+            // The weights now fit the page cache, or the staging ring the host: all times change.
+            let parts: Vec<_> = parts().cloned().collect();
+            best(&machine, problem.input, problem.policy, rates, &parts)?.1.time
+        }
     };
     Some(gain("more_ram", "RAM", solution.time, time))
 }

@@ -75,7 +75,7 @@ pub(crate) struct Terms {
     pub(crate) slot_cap: u32,
     /// Page-locked bytes that all may have together.
     pub(crate) lock_cap: u64,
-    /// Whether the ring of staging buffers fits the host; without it nothing is page-locked either.
+    /// Whether groups without a page-locked copy go through the ring of staging buffers.
     pub(crate) ring: bool,
 }
 

@@ -235,8 +235,9 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
     for (phase, (planned, own)) in plan.phases.iter().zip(&input.phases).enumerate() {
         let at_ns = schedule.request_ns;
         schedule.memory.push(MemoryPoint { at_ns, device: planned.engine_bytes, host });
-        for holder in &own.holders {
-            let Ok(place) = parts.binary_search_by_key(holder, |part| part.index) else { continue };
+        for entry in &own.entries {
+            // By name; aliases are their holders' passes.
+            let Ok(place) = parts.binary_search_by_key(entry, |part| part.index) else { continue };
             let part = &parts[place];
             let Some((_, passes)) = part.visits.iter().find(|(p, passes)| *p == phase && *passes > 0) else { continue };
             let (course, load, tiers) = &prepared[place];
