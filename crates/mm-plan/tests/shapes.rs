@@ -4,7 +4,7 @@
 #[path = "shapes/mod.rs"]
 mod shapes;
 
-use mm_plan::{Component, Infeasible, Links, Machine, Policy, Rule, plan};
+use mm_plan::{Component, ComponentPlan, Infeasible, Links, Machine, Note, Plan, Policy, Rule, plan};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -58,20 +58,34 @@ impl Grid {
     }
 }
 
-/// Predicted time of a request; `None`: it does not fit.
-fn request(machine: &Machine, components: &[Component], rule: Rule) -> Option<u64> {
+/// `None`: it does not fit.
+fn planned(machine: &Machine, components: &[Component], rule: Rule) -> Option<Plan> {
     match plan(machine, components, &Policy { rule: Some(rule), ..Policy::default() }) {
-        Ok(plan) => Some(plan.predicted.unwrap().request_ns),
+        Ok(plan) => Some(plan),
         Err(Infeasible::BadInput { text }) => panic!("{text}"),
         Err(_) => None,
     }
+}
+
+fn request(plan: &Plan) -> u64 {
+    plan.predicted.as_ref().unwrap().request_ns
+}
+
+/// What a plan is, for people who look at a failure.
+fn outline(plan: &Plan) -> String {
+    let of =
+        |c: &ComponentPlan| format!("{} {}+{}x{} {}", c.name, c.resident_count(), c.streamed_count(), c.slots, c.keep);
+    let components: Vec<String> = plan.components.iter().map(of).collect();
+    let odd = |n: &&Note| matches!(n.code.as_str(), "search_incomplete" | "cost_threshold_stands");
+    let odd: Vec<&str> = plan.notes.iter().filter(odd).map(|n| n.code.as_str()).collect();
+    format!("{:?} {} {}", plan.proof, components.join(", "), odd.join(" "))
 }
 
 /// Plans on every point of the grid and compares each with its neighbours that have less of one thing.
 fn sweep(grid: &Grid, components: &[Component]) {
     let sizes = grid.sizes();
     let index = |at: [usize; 4]| at.iter().zip(sizes).fold(0, |index, (at, size)| index * size + at);
-    let mut found: Vec<Option<u64>> = Vec::new();
+    let mut found: Vec<Option<Plan>> = Vec::new();
     let (mut feasible, mut faster) = (0, 0);
     for point in 0..sizes.iter().product() {
         let mut at = [0; 4];
@@ -80,19 +94,28 @@ fn sweep(grid: &Grid, components: &[Component]) {
             (at[axis], rest) = (rest % sizes[axis], rest / sizes[axis]);
         }
         let machine = grid.machine(at);
-        let now = request(&machine, components, Rule::Cost);
-        let threshold = request(&machine, components, Rule::Threshold);
+        let now = planned(&machine, components, Rule::Cost);
+        let threshold = planned(&machine, components, Rule::Threshold);
         assert!(now.is_some() || threshold.is_none(), "only threshold has a plan for {machine:?}");
-        if let (Some(now), Some(threshold)) = (now, threshold) {
+        if let (Some(now), Some(threshold)) = (&now, &threshold) {
+            let (now, threshold) = (request(now), request(threshold));
             assert!(now <= threshold, "{now} ns, threshold {threshold} ns on {machine:?}");
             (feasible, faster) = (feasible + 1, faster + usize::from(now < threshold));
         }
         for axis in (0..4).filter(|axis| at[*axis] > 0) {
             let mut less = at;
             less[axis] -= 1;
-            if let Some(before) = found[index(less)] {
-                let now = now.unwrap_or_else(|| panic!("infeasible on {machine:?}, but not with less"));
-                assert!(now <= before, "{now} ns on {machine:?}, {before} ns on {:?}", grid.machine(less));
+            if let Some(before) = &found[index(less)] {
+                let now = now.as_ref().unwrap_or_else(|| panic!("infeasible on {machine:?}, but not with less"));
+                assert!(
+                    request(now) <= request(before),
+                    "{} ns, {} on {machine:?};\n{} ns, {} on {:?}",
+                    request(now),
+                    outline(now),
+                    request(before),
+                    outline(before),
+                    grid.machine(less)
+                );
             }
         }
         found.push(now);
