@@ -1,7 +1,7 @@
 //! What rule `Cost` may take: device bytes in each phase, page-locked bytes on the host.
 
 use crate::{
-    Activation, Basis, DeviceKind, Machine, Policy,
+    Activation, Basis, DeviceKind, Machine, Plan, Policy,
     frontier::{Frontier, Terms},
     input::Input,
     part::Part,
@@ -33,21 +33,24 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// With `free` device bytes.
+    /// On a machine for which rule `Threshold` made the plan `baseline`: what that holds is always there, so that what is
+    /// reserved for unknown activations never makes the plan slower than that one.
     pub(crate) fn of(
-        free: u64,
+        baseline: &Plan,
         machine: &Machine,
         policy: &Policy,
         input: &Input<'_>,
         frontiers: &[Frontier<'_, '_>],
     ) -> Self {
+        let free = baseline.budget.unwrap_or(0);
         let place = |holder: &usize| frontiers.binary_search_by_key(holder, |f| f.part.index).ok();
         // Kept by order of the policy, also where it is not active.
         let pinned: Vec<usize> = (0..frontiers.len()).filter(|i| frontiers[*i].pinned()).collect();
         let phases: Vec<Phase> = input
             .phases
             .iter()
-            .map(|phase| {
+            .zip(&baseline.phases)
+            .map(|(phase, threshold)| {
                 let active: Vec<usize> = phase.holders.iter().filter_map(place).collect();
                 let mut there = active.clone();
                 there.extend(pinned.iter().filter(|i| !active.contains(i)));
@@ -66,7 +69,7 @@ impl Budget {
                 let wanted = policy.working_set_on(&machine.os).min(capped(weights / 2));
                 let reserve = Some(wanted).filter(|wanted| unknown && *wanted > phase.activation);
                 let soft = free.saturating_sub(policy.reserve).saturating_sub(reserve.unwrap_or(phase.activation));
-                let room = soft.max(hard.min(streaming)).max(hard.min(least));
+                let room = soft.max(hard.min(streaming)).max(hard.min(least)).max(threshold.engine_bytes);
                 let roomy = room >= overlapped;
                 let room = if roomy { room } else { room.min(least) };
                 let left = free.saturating_sub(policy.reserve).saturating_sub(room);

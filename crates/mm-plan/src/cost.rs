@@ -8,6 +8,7 @@ use crate::{
     input::Input,
     notes::capped,
     part::Part,
+    planner,
     rates::{RING, Rates},
     search::{self, Limits, Menu, Solution},
     simulate,
@@ -45,6 +46,7 @@ impl<'p, 'a> Problem<'p, 'a> {
         rates: Rates,
         host: Host,
         parts: &'p [Part<'a>],
+        baseline: &Plan,
     ) -> Self {
         let groups: usize = parts.iter().map(|part| part.groups.len()).sum();
         let counts = (COUNTS / groups.max(1)).clamp(4, 1024);
@@ -56,15 +58,16 @@ impl<'p, 'a> Problem<'p, 'a> {
             Frontier::new(part, rates, terms, counts, sets <= SETS)
         };
         let frontiers: Vec<_> = parts.iter().map(frontier).collect();
-        let free = machine.vram_free.unwrap_or(0);
-        let now = Budget::of(free, machine, policy, input, &frontiers);
+        let now = Budget::of(baseline, machine, policy, input, &frontiers);
         Self { machine, policy, input, rates, frontiers, budget: now, host }
     }
 
     /// The budget with so many bytes more.
-    pub(crate) fn with_more(&self, bytes: u64) -> Budget {
-        let free = self.machine.vram_free.unwrap_or(0).saturating_add(bytes);
-        Budget::of(free, self.machine, self.policy, self.input, &self.frontiers)
+    pub(crate) fn with_more(&self, bytes: u64) -> Option<Budget> {
+        let free = self.machine.vram_free.map(|free| free.saturating_add(bytes));
+        let machine = Machine { vram_free: free, ..self.machine.clone() };
+        let baseline = planner::by_threshold(&machine, self.input, self.policy).ok()?;
+        Some(Budget::of(&baseline, &machine, self.policy, self.input, &self.frontiers))
     }
 
     /// The best combination within these limits; component `only.0` may be nothing but `only.1`.
@@ -129,10 +132,11 @@ pub(crate) fn best<'p, 'a>(
     policy: &'p Policy,
     rates: Rates,
     parts: &'p [Part<'a>],
+    baseline: &Plan,
 ) -> Option<(Problem<'p, 'a>, Solution)> {
     let weights = parts.iter().map(Part::bytes).sum();
     let solve = |host| {
-        let problem = Problem::new(machine, input, policy, rates, host, parts);
+        let problem = Problem::new(machine, input, policy, rates, host, parts, baseline);
         let solution = problem.solve(&problem.budget, host.locked, None)?;
         Some((problem, solution))
     };
@@ -149,7 +153,7 @@ pub(crate) fn plan(
     baseline: Plan,
 ) -> Plan {
     let threshold = baseline.predicted.as_ref().map_or(u64::MAX, |p| p.request_ns);
-    let Some((problem, solution)) = best(machine, input, policy, rates, parts) else {
+    let Some((problem, solution)) = best(machine, input, policy, rates, parts, &baseline) else {
         return explain::threshold_stands(baseline, None);
     };
     if threshold < solution.time {

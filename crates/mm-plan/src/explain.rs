@@ -6,7 +6,7 @@ use crate::{
     cost::{MORE, Problem, best, more, strategy},
     frontier::{Choice, Frontier},
     notes::{capped, size, time},
-    part,
+    part, planner,
     rates::Rates,
     search::Solution,
     simulate::Schedule,
@@ -328,7 +328,7 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
             format!("{names}: activations are not known, {} are kept free for them: {why}.", size(kept)),
         )
     } else {
-        let why = "even with everything streamed no more is left";
+        let why = "with everything streamed, or as rule threshold places it, no more is left";
         let text = format!(
             "{names}: activations are not known, {} of {} are kept free for them: {why}.",
             size(kept),
@@ -340,7 +340,7 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
 }
 
 fn more_vram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
-    let with = problem.solve(&problem.with_more(MORE), problem.host.locked, None)?;
+    let with = problem.solve(&problem.with_more(MORE)?, problem.host.locked, None)?;
     Some(gain("more_vram", "device memory", solution.time, with.time))
 }
 
@@ -365,7 +365,8 @@ fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
         _ => {
             // The weights now fit the page cache, or the staging ring the host: all times change.
             let parts: Vec<_> = parts().cloned().collect();
-            best(&machine, problem.input, problem.policy, rates, &parts)?.1.time
+            let baseline = planner::by_threshold(&machine, problem.input, problem.policy).ok()?;
+            best(&machine, problem.input, problem.policy, rates, &parts, &baseline)?.1.time
         }
     };
     Some(gain("more_ram", "RAM", solution.time, time))

@@ -47,7 +47,7 @@ pub fn plan(machine: &Machine, components: &[Component], policy: &Policy) -> Res
 }
 
 /// The plan by rule `Threshold`.
-fn by_threshold(machine: &Machine, input: &Input<'_>, policy: &Policy) -> Result<Plan, Infeasible> {
+pub(crate) fn by_threshold(machine: &Machine, input: &Input<'_>, policy: &Policy) -> Result<Plan, Infeasible> {
     let mut notes = Vec::new();
     note_overrides(input, policy, &mut notes);
 
