@@ -33,6 +33,7 @@ pub(crate) fn assign(
         return 0;
     }
     let limit = policy.ram_limit.or((machine.ram_available > 0).then_some(machine.ram_available));
+    let limit = limit.into_iter().chain(machine.page_lock_limit).min();
     let wanted = page_locked(input, plans);
     let mut locked = wanted;
     // From the last: what runs first starts from page-locked memory.
