@@ -43,6 +43,11 @@ fn streamed(case: &Case, plan: &Plan) -> (u64, [u64; 3]) {
     (locked, count)
 }
 
+/// Computing it takes time that no group has.
+fn not_counted(plan: &Plan, component: &Component) -> bool {
+    passes(plan, &component.name) > 0 && component.groups().next().is_none() && component.rest > 0
+}
+
 /// How rich a strategy is.
 fn rank(strategy: Strategy) -> u32 {
     match strategy {
@@ -66,6 +71,7 @@ pub(crate) fn explained(case: &Case, plan: &Plan) {
     let computed = holders(case).filter(|c| passes(plan, &c.name) > 0);
     let unknown = computed.flat_map(Component::groups).any(|g| g.compute_ns.is_none());
     assert_eq!(has("compute_unknown", None), unknown);
+    assert_eq!(has("compute_not_counted", None), holders(case).any(|c| not_counted(plan, c)));
     for component in holders(case) {
         let name = component.name.as_str();
         assert!(has("cost_placement", Some(name)));
@@ -123,6 +129,10 @@ pub(crate) fn rederive(case: &Case, plan: &Plan, note: &Note) -> bool {
             let computed = || holders(case).filter(|c| passes(plan, &c.name) > 0).flat_map(Component::groups);
             let unknown = computed().filter(|g| g.compute_ns.is_none()).count();
             assert_eq!((n("unknown"), n("groups")), (unknown as u64, computed().count() as u64));
+        }
+        "compute_not_counted" => {
+            let told = holders(case).filter(|c| not_counted(plan, c)).count();
+            assert_eq!(n("components"), told as u64);
         }
         "cost_placement" => {
             let (planned, groups) = (about(), component(case, &about().name).groups().count());

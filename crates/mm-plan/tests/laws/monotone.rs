@@ -4,7 +4,7 @@ use crate::{
     generate::{Case, cost_case},
     run,
 };
-use mm_plan::{Component, Infeasible, Links};
+use mm_plan::{Component, ComponentPlan, Infeasible, Links, Plan};
 use proptest::{collection::btree_set, prelude::*};
 use std::collections::BTreeSet;
 
@@ -21,25 +21,37 @@ fn ladder() -> impl proptest::strategy::Strategy<Value = BTreeSet<u64>> {
 
 /// Plans the case on every step; `set` puts the value in.
 fn climbs(case: &Case, base: u64, ladder: &BTreeSet<u64>, set: impl Fn(&mut Case, u64)) {
-    let mut before: Option<(u64, u64)> = None;
+    let mut before: Option<(u64, u64, String)> = None;
     for permille in ladder {
         // Zero would mean: not known.
         let value = (base * permille / 1000).max(1);
         let mut case = case.clone();
         set(&mut case, value);
-        match (run(&case), before) {
+        match (run(&case), &before) {
             (Ok(plan), _) => {
-                let now = plan.predicted.unwrap().request_ns;
-                if let Some((less, time)) = before {
-                    assert!(now <= time, "{now} ns with {value}, {time} ns with {less}");
+                let (now, outline) = (plan.predicted.as_ref().unwrap().request_ns, outline(&plan));
+                if let Some((less, time, was)) = before {
+                    assert!(now <= time, "{now} ns with {value}: {outline}; {time} ns with {less}: {was}");
                 }
-                before = Some((value, now));
+                before = Some((value, now, outline));
             }
-            (Err(error), Some((less, _))) => panic!("infeasible with {value}, not with {less}: {error}"),
+            (Err(error), Some((less, ..))) => panic!("infeasible with {value}, not with {less}: {error}"),
             (Err(Infeasible::BadInput { text }), None) => panic!("{text}"),
             (Err(_), None) => {}
         }
     }
+}
+
+/// What a plan is, for people who look at a failure.
+fn outline(plan: &Plan) -> String {
+    let of = |c: &ComponentPlan| {
+        let (residents, streamed) = (c.resident_count(), c.streamed_count());
+        format!("{} {residents}+{streamed} {} slots{}", c.name, c.slots, if c.keep { " kept" } else { "" })
+    };
+    let components: Vec<String> = plan.components.iter().map(of).collect();
+    let odd = plan.notes.iter().filter(|n| matches!(n.code.as_str(), "search_incomplete" | "cost_threshold_stands"));
+    let odd: Vec<&str> = odd.map(|n| n.code.as_str()).collect();
+    format!("{:?}, {}, host {} {}", plan.proof, components.join(", "), plan.peak.host, odd.join(" "))
 }
 
 fn set_links(case: &mut Case, change: impl Fn(&mut Links)) {
