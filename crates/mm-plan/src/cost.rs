@@ -22,7 +22,7 @@ const COUNTS: usize = 1 << 20;
 const SETS: usize = 1 << 13;
 
 /// Work of a search after which the best so far is taken; what the notes ask about gets an eighth of it.
-const STEPS: usize = 1 << 20;
+const STEPS: usize = 1 << 18;
 
 /// One more GiB: what the notes ask about.
 pub(crate) const MORE: u64 = 1 << 30;

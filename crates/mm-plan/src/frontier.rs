@@ -14,7 +14,9 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use core::cell::RefCell;
 
 /// Streamed groups are page-locked in sixteenths of their number.
-pub(crate) const SHARES: u8 = 16;
+const SHARES: u8 = 16;
+/// A simulation takes so many steps per group.
+const SIMULATION: usize = 4;
 
 /// A placement of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,19 +292,62 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     /// What an entry is with so many sixteenths of its streamed groups page-locked; `None`: as fewer, or more than the host
     /// has.
-    pub(crate) fn choice(&self, entry: &Entry, locked: u8, host: u64) -> Option<Choice> {
+    pub(crate) fn choice(&self, entry: &Entry, locked: u8, host: u64, steps: &mut usize) -> Option<Choice> {
         let candidate = self.candidates[entry.candidate as usize];
-        if locked > 0 && (host == 0 || !self.rates.has_tiers() || self.same_quota(candidate.streamed, locked)) {
+        if locked > 0
+            && (host == 0
+                || !self.rates.has_tiers()
+                || self.quota(&candidate, locked) == self.quota(&candidate, locked - 1))
+        {
             return None;
         }
-        self.share(entry, locked, host)
+        self.share(entry, locked, host, steps)
     }
 
-    fn share(&self, entry: &Entry, locked: u8, host: u64) -> Option<Choice> {
+    /// The most sixteenths for which the host has room; of those with as many groups the fewest.
+    pub(crate) fn most_locked(&self, entry: &Entry, host: u64, steps: &mut usize) -> u8 {
         let candidate = self.candidates[entry.candidate as usize];
-        let simulate = || self.simulate(&candidate, entry.keep, locked);
+        if candidate.slots == 0 || host == 0 || !self.rates.has_tiers() || self.terms.lock_cap == 0 {
+            return 0;
+        }
+        let mut most = SHARES;
+        if candidate.bytes > host {
+            *steps += self.part.groups.len();
+            let mut flags = Vec::new();
+            self.family.mark(candidate.set, &mut flags);
+            let streamed: Vec<usize> = (0..flags.len()).filter(|i| flags[*i]).collect();
+            let mut left = u128::from(host);
+            let mut fits = |place: &usize| {
+                let bytes = self.part.groups[streamed[*place]].1.bytes;
+                let fits = bytes <= left;
+                left = left.saturating_sub(bytes);
+                fits
+            };
+            let count = spread(streamed.len()).take_while(&mut fits).count() as u32;
+            most = (1..=SHARES).rev().find(|locked| self.quota(&candidate, *locked) <= count).unwrap_or(0);
+        }
+        while most > 0 && self.quota(&candidate, most - 1) == self.quota(&candidate, most) {
+            most -= 1;
+        }
+        most
+    }
+
+    fn quota(&self, candidate: &Candidate, locked: u8) -> u32 {
+        candidate.streamed * u32::from(locked) / u32::from(SHARES)
+    }
+
+    fn share(&self, entry: &Entry, locked: u8, host: u64, steps: &mut usize) -> Option<Choice> {
+        let candidate = self.candidates[entry.candidate as usize];
         let key = (entry.candidate, entry.keep, locked);
-        let (page_locked, time) = *self.known.borrow_mut().entry(key).or_insert_with(simulate);
+        let known = self.known.borrow().get(&key).copied();
+        let (page_locked, time) = match known {
+            Some(known) => known,
+            None => {
+                let known = self.simulate(&candidate, entry.keep, locked, host, steps)?;
+                self.known.borrow_mut().insert(key, known);
+                known
+            }
+        };
         if page_locked > host {
             return None;
         }
@@ -317,17 +362,29 @@ impl<'p, 'a> Frontier<'p, 'a> {
         self.known.borrow().range(from..=(entry.candidate, entry.keep, SHARES)).next().is_some()
     }
 
-    /// Page-locked bytes and nanoseconds.
-    fn simulate(&self, candidate: &Candidate, keep: bool, locked: u8) -> (u64, u64) {
+    /// Page-locked bytes and nanoseconds; `None`: more bytes than the host has.
+    fn simulate(
+        &self,
+        candidate: &Candidate,
+        keep: bool,
+        locked: u8,
+        host: u64,
+        steps: &mut usize,
+    ) -> Option<(u64, u64)> {
         let mut flags = Vec::new();
         self.family.mark(candidate.set, &mut flags);
         let tiers = self.tiers(&flags, locked);
         let copies = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
         let page_locked = capped(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>());
+        *steps += self.part.groups.len();
+        if page_locked > host {
+            return None;
+        }
         let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
         let course = self.part.course(candidate.slots as usize, times);
         let load = if keep { 0 } else { candidate.load };
-        (page_locked, self.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total))
+        *steps += SIMULATION * self.part.groups.len();
+        Some((page_locked, self.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total)))
     }
 
     /// The best placement that fits. Adds to `steps` what it looked at.
@@ -367,7 +424,16 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     fn search(&self, keep: bool, room: Room, steps: &mut usize) -> Option<Choice> {
         let mut best: Option<Choice> = None;
-        for entry in self.entries.iter().filter(|entry| entry.keep == keep) {
+        let entries = || self.entries.iter().filter(|entry| entry.keep == keep);
+        if self.rates.has_tiers() && self.part.bytes() > room.host.into() {
+            // Where staging rules, their order says little: a good one to begin with leaves few to look at.
+            *steps += self.entries.len();
+            let promising = entries().filter(|entry| self.fits(entry, room));
+            let promising =
+                promising.min_by_key(|entry| (entry.bound.time.max(self.staged(entry, room.host)), entry.bound));
+            best = promising.and_then(|e| self.choice(e, self.most_locked(e, room.host, steps), room.host, steps));
+        }
+        for entry in entries() {
             *steps += 1;
             if best.is_some_and(|best| entry.bound >= best.score()) {
                 // The others are no better either.
@@ -377,8 +443,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
                 continue;
             }
             // More page-locked is never slower.
-            let found = (0..=SHARES).rev().find_map(|locked| self.choice(entry, locked, room.host));
-            *steps += self.part.groups.len();
+            let found = self.choice(entry, self.most_locked(entry, room.host, steps), room.host, steps);
             best = best.into_iter().chain(found).min_by_key(Choice::score);
         }
         best
@@ -394,7 +459,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
 
     /// What takes least of everything; what need not stay between phases does not.
     pub(crate) fn smallest(&self, lone: bool) -> Option<Choice> {
-        self.choice(&self.entries[self.smallest[usize::from(lone)]?], 0, 0)
+        self.choice(&self.entries[self.smallest[usize::from(lone)]?], 0, 0, &mut 0)
     }
 
     /// The same placement with no more page-locked than makes it faster.
@@ -408,18 +473,12 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let (mut low, mut high, mut best) = (0, choice.locked, choice);
         while low < high {
             let middle = (low + high) / 2;
-            match self.share(entry, middle, choice.host) {
+            match self.share(entry, middle, choice.host, &mut 0) {
                 Some(fewer) if fewer.time <= choice.time => (high, best) = (middle, fewer),
                 _ => low = middle + 1,
             }
         }
         best
-    }
-
-    /// The same number of groups as with one sixteenth less.
-    fn same_quota(&self, streamed: u32, locked: u8) -> bool {
-        let quota = |locked: u8| streamed * u32::from(locked) / u32::from(SHARES);
-        quota(locked) == quota(locked - 1)
     }
 
     /// Where each group streams from, given which stream. The page-locked ones are spread among them, and those of fewer
@@ -430,10 +489,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
         if locked > 0 {
             let streamed: Vec<usize> = (0..flags.len()).filter(|i| flags[*i]).collect();
             let quota = streamed.len() * usize::from(locked) / usize::from(SHARES);
-            let size = streamed.len().next_power_of_two();
-            // Numbers with their bits reversed: the first of them are always far apart.
-            let spread = (0..size).map(|i| if size == 1 { 0 } else { i.reverse_bits() >> (size.leading_zeros() + 1) });
-            for place in spread.filter(|place| *place < streamed.len()).take(quota) {
+            for place in spread(streamed.len()).take(quota) {
                 tiers[streamed[place]] = Some(HostTier::PageLocked);
             }
         }
@@ -462,6 +518,13 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let flags: Vec<bool> = tiers.iter().map(Option::is_some).collect();
         capped(Slabs::of(self.part).slot(&flags))
     }
+}
+
+/// The numbers below `count`, any first ones of them far apart: with their bits reversed.
+fn spread(count: usize) -> impl Iterator<Item = usize> {
+    let size = count.next_power_of_two();
+    let reversed = move |i: usize| if size == 1 { 0 } else { i.reverse_bits() >> (size.leading_zeros() + 1) };
+    (0..size).map(reversed).filter(move |place| *place < count)
 }
 
 /// Sizes of slots: the largest streamed slab per dtype.

@@ -1,7 +1,7 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
 use crate::{
-    frontier::{Choice, Entry, Frontier, Room, SHARES, Score},
+    frontier::{Choice, Entry, Frontier, Room, Score},
     price::{self, Price},
 };
 use alloc::{vec, vec::Vec};
@@ -255,9 +255,10 @@ impl Search<'_> {
                     continue;
                 }
             }
-            for locked in (0..=SHARES).rev() {
-                let Some(next) = frontier.choice(entry, locked, room.host) else { continue };
-                self.steps += frontier.part.groups.len();
+            let most = frontier.most_locked(entry, room.host, &mut self.steps);
+            for locked in (0..=most).rev() {
+                let Some(next) = frontier.choice(entry, locked, room.host, &mut self.steps) else { continue };
+                self.steps += 1;
                 // Page-locking less is never faster, and only leaves more to others.
                 if !self.is_better(others + next.score()) {
                     break;
