@@ -113,8 +113,8 @@ fn best_even(case: &Case) -> u64 {
             break;
         }
         let resident = [evenly(19, double), evenly(38, single)].concat();
-        best =
-            best.min(pass_ns(case, &placed_by_hand(case, &[("transformer", locked(resident, slots))]), "transformer"));
+        put(&mut plan, "transformer", &locked(resident, slots));
+        best = best.min(pass_ns(case, &plan, "transformer"));
     }
     best
 }

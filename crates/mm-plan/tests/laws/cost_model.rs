@@ -272,7 +272,7 @@ fn the_generator_reaches_every_tier_and_several_phases() {
         let plan = place(&case, &choices().new_tree(&mut runner).unwrap().current());
         let spans = simulate(&case.machine, &case.components, &plan).unwrap().spans;
         staged += u32::from(spans.iter().any(|s| s.lane == Lane::Staging));
-        locked += u32::from(plan.peak.host % crate::generate::RING > 0);
+        locked += u32::from(!plan.peak.host.is_multiple_of(crate::generate::RING));
         shared += u32::from(phases(&case).iter().any(|members| active(&case, members).len() > 1));
         kept += u32::from(plan.components.iter().any(|c| c.keep && c.slots > 1));
     }

@@ -152,6 +152,7 @@ pub(crate) fn rederive(case: &Case, plan: &Plan, note: &Note) -> bool {
                 assert!(n("room") <= case.machine.vram_free.unwrap().saturating_sub(case.policy.reserve));
             } else {
                 assert_eq!(n("request_ns"), request_ns(plan));
+                assert!(n("with_ns") >= n("request_ns"), "rejected, though it would be faster");
                 assert_eq!(n("bought_ns"), n("with_ns") - n("request_ns"));
             }
             if case.policy.resident.is_empty() {
