@@ -9,6 +9,7 @@ use crate::{
     rates::RING,
 };
 use alloc::{vec, vec::Vec};
+use core::cmp::Reverse;
 
 /// A phase's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,8 @@ impl Budget {
                 let sum = |bytes: &dyn Fn(&Frontier<'_, '_>) -> u128| {
                     there.iter().map(|i| bytes(&frontiers[*i])).sum::<u128>()
                 };
-                let least = capped(sum(&|f| f.least.into()));
-                let overlapped = capped(sum(&|f| f.least_overlapped.into()));
+                let least = capped(sum(&|f| f.least().into()));
+                let overlapped = capped(sum(&|f| f.least_overlapped().into()));
                 let streaming = capped(sum(&|f| f.streaming()));
                 let weights = active.iter().map(|i| frontiers[*i].part.bytes()).sum::<u128>();
                 let hard = free.saturating_sub(policy.reserve).saturating_sub(phase.activation);
@@ -123,6 +124,39 @@ pub(crate) fn hosts(machine: &Machine, policy: &Policy, weights: u128) -> Vec<Ho
         (true, true) => vec![with, without],
         (false, _) => vec![without],
     }
+}
+
+/// Ways to share page-locked memory out among components: what each may have at most. They depend on the components alone,
+/// and with more memory no share gets smaller.
+///
+/// Where there is enough for all there is but one. Else those with most passes come first, with all their bytes or with half
+/// of them, before the others; or each gets its part by bytes and passes.
+pub(crate) fn shares(parts: &[&Part<'_>], host: u64) -> Vec<Vec<u64>> {
+    let bytes = |part: &&Part<'_>| part.groups.iter().map(|(_, facts)| facts.bytes).sum::<u128>();
+    let all: Vec<u128> = parts.iter().map(bytes).collect();
+    if all.iter().sum::<u128>() <= host.into() {
+        return vec![all.iter().map(|bytes| *bytes as u64).collect()];
+    }
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|i| (Reverse(parts[*i].passes()), Reverse(all[*i]), *i));
+    let mut ways = Vec::new();
+    for first in [1, 2] {
+        let (mut shares, mut left) = (vec![0; parts.len()], u128::from(host));
+        // First the part of them that comes first, then what the others want, then the rest of it.
+        for round in [first, 1] {
+            for i in &order {
+                let more = (all[*i] / round).saturating_sub(shares[*i]).min(left);
+                shares[*i] += more;
+                left -= more;
+            }
+        }
+        ways.push(shares);
+    }
+    let weight = |i: usize| all[i].saturating_mul(parts[i].passes().into());
+    let total = (0..parts.len()).map(weight).fold(0, u128::saturating_add).max(1);
+    ways.push((0..parts.len()).map(|i| (u128::from(host).saturating_mul(weight(i)) / total).min(all[i])).collect());
+    ways.dedup();
+    ways.into_iter().map(|shares| shares.into_iter().map(capped).collect()).collect()
 }
 
 /// A component's terms under the policy.

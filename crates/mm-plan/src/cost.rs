@@ -72,18 +72,21 @@ impl<'p, 'a> Problem<'p, 'a> {
 
     /// The best combination within these limits; component `only.0` may be nothing but `only.1`.
     pub(crate) fn solve(&self, budget: &Budget, host: u64, only: Option<(usize, Choice)>) -> Option<Solution> {
-        let menu = |(place, frontier)| Menu {
-            frontier,
-            only: only.filter(|(only, _)| *only == place).map(|(_, choice)| choice),
-            lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
+        let asked = only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked;
+        let steps = if asked { STEPS / 8 } else { STEPS };
+        let solve = |hosts: Vec<u64>| {
+            let menus = self.frontiers.iter().zip(hosts).enumerate().map(|(place, (frontier, host))| Menu {
+                frontier,
+                only: only.filter(|(only, _)| *only == place).map(|(_, choice)| choice),
+                lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
+                host,
+            });
+            let menus: Vec<Menu<'_>> = menus.collect();
+            search::solve(&menus, Limits { phases: &budget.rooms }, steps)
         };
-        let menus: Vec<Menu<'_>> = self.frontiers.iter().enumerate().map(menu).collect();
-        let steps = if only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked {
-            STEPS / 8
-        } else {
-            STEPS
-        };
-        search::solve(&menus, Limits { phases: &budget.rooms, host }, steps)
+        let parts: Vec<&Part<'_>> = self.frontiers.iter().map(|frontier| frontier.part).collect();
+        let solutions = budget::shares(&parts, host).into_iter().filter_map(solve);
+        solutions.reduce(|best, next| if next.time < best.time { next } else { best })
     }
 
     /// No placement that fits `budget` is faster, nanoseconds.
@@ -237,7 +240,7 @@ fn component(frontier: &Frontier<'_, '_>, choice: &Choice) -> ComponentPlan {
         stacks: stacks.collect(),
         slots: choice.slots,
         slot_bytes: if choice.slots == 0 { 0 } else { frontier.slot_bytes(&tiers) },
-        engine_bytes: choice.device,
+        engine_bytes: choice.device(),
         keep: choice.keep,
         same_as: None,
     }

@@ -177,7 +177,7 @@ fn placement(problem: &Problem<'_, '_>, place: usize, choice: &Choice, schedule:
         ("resident", (groups - streamed) as u64),
         ("slots", choice.slots.into()),
         ("keep", choice.keep.into()),
-        ("engine_bytes", choice.device),
+        ("engine_bytes", choice.device()),
         ("pass_ns", predicted.pass_ns),
         ("lower_bound_ns", predicted.lower_bound_ns),
         ("passes", predicted.passes),
@@ -191,7 +191,7 @@ fn placement(problem: &Problem<'_, '_>, place: usize, choice: &Choice, schedule:
     let text = format!(
         "{name}, {}: holds {holds}, {}, and {stays}; a pass takes {}, no order of copies less than {}.",
         strategy(frontier, choice),
-        size(choice.device),
+        size(choice.device()),
         time(predicted.pass_ns),
         time(predicted.lower_bound_ns),
     );
@@ -267,7 +267,7 @@ fn rejected(problem: &Problem<'_, '_>, solution: &Solution, place: usize, other:
 /// Components that are slower in the other solution.
 fn losers<'p>(problem: &'p Problem<'_, '_>, solution: &Solution, other: &Solution, place: usize) -> Vec<&'p str> {
     let picks = solution.picks.iter().zip(&other.picks).enumerate();
-    let slower = picks.filter(|(i, (is, would))| *i != place && would.time > is.time);
+    let slower = picks.filter(|(i, (is, would))| *i != place && would.time() > is.time());
     slower.map(|(i, _)| problem.frontiers[i].part.component.name.as_str()).collect()
 }
 

@@ -52,6 +52,7 @@
 extern crate alloc;
 
 mod budget;
+mod candidates;
 mod component;
 mod cost;
 mod explain;
@@ -77,6 +78,7 @@ mod spacing;
 #[cfg(feature = "serde")]
 mod spec;
 mod threshold;
+mod tree;
 
 pub use component::{Activation, Basis, Component, DType, Granularity, Group, Slab, Stack};
 pub use infeasible::Infeasible;

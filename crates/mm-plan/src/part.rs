@@ -71,6 +71,12 @@ impl<'a> Part<'a> {
         self.groups.iter().fold(0, |sum, (_, facts)| sum.saturating_add(facts.compute))
     }
 
+    /// Sums up what its visits take, each of so many passes; those of none take nothing.
+    pub(crate) fn over_visits(&self, time: impl Fn(u64) -> u64) -> u64 {
+        let visits = self.visits.iter().filter(|(_, passes)| *passes > 0);
+        visits.fold(0, |sum: u64, (_, passes)| sum.saturating_add(time(*passes)))
+    }
+
     /// Groups whose compute time is not known, where it matters.
     pub(crate) fn unknown(&self) -> usize {
         if self.passes() == 0 { 0 } else { self.component.groups().filter(|g| g.compute_ns.is_none()).count() }

@@ -1,7 +1,7 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
 use crate::{
-    frontier::{Choice, Entry, Frontier, Room, Score},
+    frontier::{Choice, Frontier, Room, Score},
     price::{self, Price},
 };
 use alloc::{vec, vec::Vec};
@@ -21,6 +21,8 @@ pub(crate) struct Menu<'c> {
     pub(crate) only: Option<Choice>,
     /// One slot may do where compute is unknown.
     pub(crate) lone: bool,
+    /// Bytes that it may have page-locked.
+    pub(crate) host: u64,
 }
 
 impl Menu<'_> {
@@ -36,8 +38,8 @@ impl Menu<'_> {
     fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
         match self.only {
             Some(choice) => {
-                let fits = u128::from(choice.device) <= if choice.keep { room.between } else { room.within };
-                Some(choice).filter(|_| fits && choice.host <= room.host)
+                let fits = u128::from(choice.device()) <= if choice.keep { room.between } else { room.within };
+                Some(choice).filter(|_| fits && choice.host <= self.host)
             }
             None => self.frontier.fastest(room, steps),
         }
@@ -49,8 +51,6 @@ impl Menu<'_> {
 pub(crate) struct Limits<'c> {
     /// Device bytes in each phase.
     pub(crate) phases: &'c [u64],
-    /// Page-locked bytes.
-    pub(crate) host: u64,
 }
 
 /// One choice per component.
@@ -71,14 +71,12 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
         menus,
         limits,
         used: vec![0; limits.phases.len()],
-        host: 0,
         taken: 0,
         stretch: (0, u128::MAX),
         picks: least.clone(),
         least,
         order: Vec::new(),
         best: None,
-        contended: menus.iter().map(|m| m.frontier.part.bytes()).sum::<u128>() > limits.host.into(),
         price: Price::default(),
         steps: 0,
         limit: steps,
@@ -108,17 +106,17 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
 
 fn occupy(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
     if choice.keep {
-        used.iter_mut().for_each(|used| *used += u128::from(choice.device));
+        used.iter_mut().for_each(|used| *used += u128::from(choice.device()));
     } else {
-        menu.phases().for_each(|phase| used[phase] += u128::from(choice.device));
+        menu.phases().for_each(|phase| used[phase] += u128::from(choice.device()));
     }
 }
 
 fn vacate(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
     if choice.keep {
-        used.iter_mut().for_each(|used| *used -= u128::from(choice.device));
+        used.iter_mut().for_each(|used| *used -= u128::from(choice.device()));
     } else {
-        menu.phases().for_each(|phase| used[phase] -= u128::from(choice.device));
+        menu.phases().for_each(|phase| used[phase] -= u128::from(choice.device()));
     }
 }
 
@@ -127,7 +125,6 @@ struct Search<'c> {
     limits: Limits<'c>,
     /// Per phase; components not yet decided take their least.
     used: Vec<u128>,
-    host: u64,
     /// Bytes that stay taken between phases, beyond the least of those that take them.
     taken: u128,
     /// At least and at most so many are to stay taken in the end.
@@ -136,8 +133,6 @@ struct Search<'c> {
     least: Vec<Choice>,
     order: Vec<usize>,
     best: Option<(Score, Vec<Choice>)>,
-    /// Page-locking everything could take more than the host has: fewer page-locked copies are a choice too.
-    contended: bool,
     /// Of memory that stays taken between phases.
     price: Price,
     steps: usize,
@@ -150,7 +145,7 @@ impl Search<'_> {
         let mut gains = Vec::with_capacity(self.menus.len());
         for i in 0..self.menus.len() {
             let fastest = self.fastest(i)?;
-            gains.push((Reverse(self.least[i].time.saturating_sub(fastest.time)), i));
+            gains.push((Reverse(self.least[i].time().saturating_sub(fastest.time())), i));
         }
         gains.sort_unstable();
         Some(gains.into_iter().map(|(_, i)| i).collect())
@@ -159,27 +154,26 @@ impl Search<'_> {
     /// What component `i` could take in place of what it takes now.
     fn room(&self, i: usize) -> Room {
         let (now, menu) = (self.picks[i], &self.menus[i]);
-        let own = u128::from(now.device);
+        let own = u128::from(now.device());
         let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
         let within = menu.phases().map(slack).min().unwrap_or(0) + own;
         // Where it is active it is counted already; elsewhere only if it stays.
         let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
         let others = others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack });
-        let host = self.limits.host.saturating_sub(self.host - now.host);
         let taken = self.taken - self.taken_by(i, &now);
-        let most = self.stretch.1.saturating_sub(taken).saturating_add(self.least[i].device.into());
+        let most = self.stretch.1.saturating_sub(taken).saturating_add(self.least[i].device().into());
         Room {
             between: within.min(others).min(most),
             // What is still to be taken by others is not there for this one.
             within: within.saturating_sub(self.stretch.0.saturating_sub(taken)),
-            host,
+            host: menu.host,
             lone: menu.lone,
         }
     }
 
     /// What a choice of component `i` takes between phases beyond its least.
     fn taken_by(&self, i: usize, choice: &Choice) -> u128 {
-        if choice.keep { choice.device.saturating_sub(self.least[i].device).into() } else { 0 }
+        if choice.keep { choice.device().saturating_sub(self.least[i].device()).into() } else { 0 }
     }
 
     /// The fastest choice that fits beside what is decided.
@@ -192,7 +186,6 @@ impl Search<'_> {
     fn swap(&mut self, i: usize, from: &Choice, to: &Choice) {
         vacate(&mut self.used, &self.menus[i], from);
         occupy(&mut self.used, &self.menus[i], to);
-        self.host = self.host - from.host + to.host;
         self.taken = self.taken - self.taken_by(i, from) + self.taken_by(i, to);
         self.picks[i] = *to;
     }
@@ -219,7 +212,7 @@ impl Search<'_> {
             fastest.push(found);
         }
         let others = decided + sum(&fastest[1..]);
-        if !self.is_better(others + fastest[0].score()) || self.together(level, &fastest) {
+        if !self.is_better(others + fastest[0].score) || self.together(level, &fastest) {
             return;
         }
         let priced = self.priced(level);
@@ -231,66 +224,33 @@ impl Search<'_> {
             self.decide(level, decided, fastest[0]);
             return;
         }
-        let (frontier, room) = (menus[i].frontier, self.room(i));
-        for entry in frontier.entries() {
-            if !self.is_better(others + entry.bound) || self.steps > self.limit {
+        // From the fastest down: what stays between phases, and what does not, each time the best in less room than before.
+        let (frontier, mut room) = (menus[i].frontier, self.room(i));
+        let mut stays = frontier.best_of(true, room, &mut self.steps);
+        let mut leaves = frontier.best_of(false, room, &mut self.steps);
+        while let Some(next) = stays.into_iter().chain(leaves).min_by_key(|choice| choice.score) {
+            if !self.is_better(others + next.score) || self.steps > self.limit {
                 break;
             }
-            self.steps += 1;
-            if !frontier.fits(entry, room) {
-                continue;
-            }
-            let supposed = Choice { keep: entry.keep, device: entry.bound.device, ..self.least[i] };
-            let time = entry.bound.time.max(frontier.staged(entry, room.host));
-            if self.is_too_dear(decided, priced.others + i128::from(time), self.taken_by(i, &supposed)) {
-                continue;
-            }
-            if !self.is_better(others + Score { time, ..entry.bound }) {
-                continue;
-            }
-            // Before it is simulated: what the others could still be beside it.
-            if !frontier.is_known(entry) {
-                let beside = self.beside(level, entry);
-                if !self.is_better(decided + entry.bound + beside) {
-                    continue;
-                }
-            }
-            let most = frontier.most_locked(entry, room.host, &mut self.steps);
-            for locked in (0..=most).rev() {
-                let Some(next) = frontier.choice(entry, locked, room.host, &mut self.steps) else { continue };
-                self.steps += 1;
-                // Page-locking less is never faster, and only leaves more to others.
-                if !self.is_better(others + next.score()) {
-                    break;
-                }
+            if !self.is_too_dear(decided, priced.others + i128::from(next.time()), self.taken_by(i, &next)) {
                 self.decide(level, decided, next);
-                if !self.contended {
-                    break;
-                }
+            }
+            let Some(less) = next.device().checked_sub(1) else { break };
+            if next.keep {
+                room.between = less.into();
+                stays = frontier.best_of(true, room, &mut self.steps);
+            } else {
+                room.within = less.into();
+                leaves = frontier.best_of(false, room, &mut self.steps);
             }
         }
-    }
-
-    /// What the components after `level` could be at best if this one were placed as `entry` says.
-    fn beside(&mut self, level: usize, entry: &Entry) -> Score {
-        let i = self.order[level];
-        let least = self.least[i];
-        let supposed = Choice { keep: entry.keep, device: entry.bound.device, host: 0, ..least };
-        self.swap(i, &least, &supposed);
-        let mut others = Score::default();
-        for at in level + 1..self.order.len() {
-            let found = self.fastest(self.order[at]);
-            others = others + found.map_or(Score { time: u64::MAX, ..Score::default() }, |found| found.score());
-        }
-        self.swap(i, &supposed, &least);
-        others
     }
 
     fn decide(&mut self, level: usize, decided: Score, next: Choice) {
         let i = self.order[level];
         let least = self.least[i];
         self.swap(i, &least, &next);
-        self.descend(level + 1, decided + next.score());
+        self.descend(level + 1, decided + next.score);
         self.swap(i, &next, &least);
     }
 
@@ -302,7 +262,7 @@ impl Search<'_> {
             self.swap(*i, &least, choice);
         }
         let mut phases = self.used.iter().zip(self.limits.phases);
-        let fits = self.host <= self.limits.host && phases.all(|(used, room)| *used <= u128::from(*room));
+        let fits = phases.all(|(used, room)| *used <= u128::from(*room));
         let score = sum(&self.picks);
         if fits && self.is_better(score) {
             self.best = Some((score, self.picks.clone()));
@@ -324,7 +284,7 @@ impl Search<'_> {
     /// The fastest that component `i` can be if it does not stay between phases.
     fn apart(&mut self, i: usize) -> u64 {
         let room = self.room(i);
-        self.menus[i].frontier.best_of(false, room, &mut self.steps).map_or(u64::MAX, |choice| choice.time)
+        self.menus[i].frontier.best_of(false, room, &mut self.steps).map_or(u64::MAX, |choice| choice.time())
     }
 
     /// What the components from `level` on take at least, memory that stays taken at its price.
@@ -334,9 +294,9 @@ impl Search<'_> {
             let i = self.order[at];
             let menu = self.menus[i];
             let time = match menu.only {
-                Some(choice) => choice.time.into(),
+                Some(choice) => choice.time().into(),
                 None => {
-                    let stays = menu.frontier.hull.cheapest(self.price, self.least[i].device);
+                    let stays = menu.frontier.hull.cheapest(self.price, self.least[i].device());
                     u128::from(self.apart(i)).min(stays.map_or(u128::MAX, |(_, cost)| cost))
                 }
             };
@@ -387,7 +347,7 @@ impl Search<'_> {
         let least = &self.least;
         let bound = |price: Price| {
             let cost = |i: usize| {
-                let stays = menus[i].frontier.hull.cheapest(price, least[i].device);
+                let stays = menus[i].frontier.hull.cheapest(price, least[i].device());
                 u128::from(apart[i]).min(stays.map_or(u128::MAX, |(_, cost)| cost))
             };
             let sum = (0..menus.len()).filter(|i| menus[*i].only.is_none()).map(cost).fold(0, u128::saturating_add);
@@ -405,7 +365,7 @@ impl Search<'_> {
         for at in 0..self.order.len() {
             let i = self.order[at];
             let (menu, least) = (self.menus[i], self.least[i]);
-            let wanted = menu.frontier.hull.cheapest(self.price, least.device);
+            let wanted = menu.frontier.hull.cheapest(self.price, least.device());
             let room = self.room(i);
             let room = Room { between: room.between.min(wanted.map_or(0, |(bytes, _)| bytes.into())), ..room };
             if let Some(next) = menu.fastest(room, &mut self.steps) {
@@ -417,7 +377,7 @@ impl Search<'_> {
             for at in 0..self.order.len() {
                 let i = self.order[at];
                 let now = self.picks[i];
-                if let Some(next) = self.fastest(i).filter(|next| next.score() < now.score()) {
+                if let Some(next) = self.fastest(i).filter(|next| next.score < now.score) {
                     self.swap(i, &now, &next);
                 }
             }
@@ -445,5 +405,5 @@ struct Priced {
 }
 
 fn sum(choices: &[Choice]) -> Score {
-    choices.iter().fold(Score::default(), |sum, choice| sum + choice.score())
+    choices.iter().fold(Score::default(), |sum, choice| sum + choice.score)
 }
