@@ -11,6 +11,9 @@ use crate::{
 use alloc::{vec, vec::Vec};
 use core::cmp::Reverse;
 
+/// Up to so many components are tried more thoroughly.
+pub(crate) const FEW: usize = 6;
+
 /// A phase's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Phase {
@@ -129,7 +132,7 @@ pub(crate) fn hosts(machine: &Machine, policy: &Policy, weights: u128) -> Vec<Ho
 /// Ways to share page-locked memory out among components: what each may have at most. They depend on the components alone,
 /// and with more memory no share gets smaller.
 ///
-/// Where there is enough for all there is but one. Else those with most passes come first, with all their bytes or with half
+/// Where there is enough for all, or many share, there is but one. Those with most passes come first, with all their bytes or with half
 /// of them, before the others; or each gets its part by bytes and passes.
 pub(crate) fn shares(parts: &[&Part<'_>], host: u64) -> Vec<Vec<u64>> {
     let bytes = |part: &&Part<'_>| part.groups.iter().map(|(_, facts)| facts.bytes).sum::<u128>();
@@ -156,6 +159,9 @@ pub(crate) fn shares(parts: &[&Part<'_>], host: u64) -> Vec<Vec<u64>> {
     let total = (0..parts.len()).map(weight).fold(0, u128::saturating_add).max(1);
     ways.push((0..parts.len()).map(|i| (u128::from(host).saturating_mul(weight(i)) / total).min(all[i])).collect());
     ways.dedup();
+    if parts.len() > FEW {
+        ways.truncate(1);
+    }
     ways.into_iter().map(|shares| shares.into_iter().map(capped).collect()).collect()
 }
 

@@ -21,8 +21,9 @@ const COUNTS: usize = 1 << 20;
 /// Sets that are tried in all, where every set of a component is.
 const SETS: usize = 1 << 13;
 
-/// Work of a search after which the best so far is taken; what the notes ask about gets an eighth of it.
-const STEPS: usize = 1 << 18;
+/// Work of a search after which the best so far is taken: with few components, which it is meant to get to the end of, and
+/// with more. What the notes ask about gets an eighth of it.
+const STEPS: [usize; 2] = [1 << 22, 1 << 18];
 
 /// One more GiB: what the notes ask about.
 pub(crate) const MORE: u64 = 1 << 30;
@@ -73,7 +74,7 @@ impl<'p, 'a> Problem<'p, 'a> {
     /// The best combination within these limits; component `only.0` may be nothing but `only.1`.
     pub(crate) fn solve(&self, budget: &Budget, host: u64, only: Option<(usize, Choice)>) -> Option<Solution> {
         let asked = only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked;
-        let steps = if asked { STEPS / 8 } else { STEPS };
+        let steps = STEPS[usize::from(self.frontiers.len() > budget::FEW)] / if asked { 8 } else { 1 };
         let solve = |hosts: Vec<u64>| {
             let menus = self.frontiers.iter().zip(hosts).enumerate().map(|(place, (frontier, host))| Menu {
                 frontier,
