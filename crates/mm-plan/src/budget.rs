@@ -132,8 +132,8 @@ pub(crate) fn hosts(machine: &Machine, policy: &Policy, weights: u128) -> Vec<Ho
 /// Ways to share page-locked memory out among components: what each may have at most. They depend on the components alone,
 /// and with more memory no share gets smaller.
 ///
-/// Where there is enough for all, or many share, there is but one. Those with most passes come first, with all their bytes or with half
-/// of them, before the others; or each gets its part by bytes and passes.
+/// Where there is enough for all there is but one. Else each gets its part by bytes and passes, or, where few share, those
+/// with most passes come before the others, with all their bytes or with half of them.
 pub(crate) fn shares(parts: &[&Part<'_>], host: u64) -> Vec<Vec<u64>> {
     let bytes = |part: &&Part<'_>| part.groups.iter().map(|(_, facts)| facts.bytes).sum::<u128>();
     let all: Vec<u128> = parts.iter().map(bytes).collect();
@@ -160,7 +160,7 @@ pub(crate) fn shares(parts: &[&Part<'_>], host: u64) -> Vec<Vec<u64>> {
     ways.push((0..parts.len()).map(|i| (u128::from(host).saturating_mul(weight(i)) / total).min(all[i])).collect());
     ways.dedup();
     if parts.len() > FEW {
-        ways.truncate(1);
+        ways.drain(..ways.len() - 1);
     }
     ways.into_iter().map(|shares| shares.into_iter().map(capped).collect()).collect()
 }
