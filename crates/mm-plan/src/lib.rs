@@ -20,21 +20,36 @@
 //!
 //! # What is guaranteed
 //!
-//! The numbers are those of the project's laws. Laws 4 (monotone) and 5 (optimal) are rule `Cost`'s, which this version
-//! does not have: a plan made for it uses `Threshold` and says so.
+//! The numbers are those of the project's laws.
 //!
 //! 1. **Fits**: engine bytes, reserve and the largest known activation are within the free VRAM in every phase, and
 //!    page-locked bytes within the host's limit (`tests/laws.rs`, `tests/demotion.rs`). What does not fit is an [`Infeasible`] that names
 //!    the smallest free VRAM that would do; one byte less does not.
 //! 2. **Complete**: each group is resident or has a slot that holds it (`tests/laws.rs`).
 //! 3. **Stable**: the same input, in any order, gives the same plan, byte for byte (`tests/laws.rs`).
+//! 4. **Monotone**: by rule `Cost`, more VRAM, RAM or bandwidth never makes the predicted time worse (`tests/laws/monotone.rs`,
+//!    `tests/shapes.rs`). This holds as long as the search gets to its end; a plan whose search did not says so in a note.
+//! 5. **Optimal**: by rule `Cost`, up to ten groups no placement is faster (`tests/laws/optimal.rs`, against an exhaustive twin);
+//!    beyond that [`Proof`] tells how much could be gained at the most. It is never slower than rule `Threshold`'s plan.
 //! 6. **Parity**: `Threshold` decides as diffusers-mm 0.1.0, on its own answers and on every boundary one byte either
 //!    side (`tests/parity.rs`).
 //! 7. **Total**: any input gives a plan or an [`Infeasible`]; never a panic, an overflow or a loop (`tests/laws.rs`,
 //!    `tests/hostile.rs`).
 //! 8. **Explained**: each decision has a [`Note`] whose numbers re-derive it (`tests/laws.rs`).
 //!
-//! # How it decides
+//! The times are [`simulate`]'s, which agrees with an independent replay to the nanosecond (`tests/laws/cost_model.rs`).
+//!
+//! # How rule `Cost` decides
+//!
+//! It needs a device and measured [`Links`]. Per component it lists sets of groups that may stream, with one to four slots,
+//! staying on the device between phases or not; what is listed depends on the component alone. The best combination that fits all
+//! phases is found by branch and bound; a placement is simulated only when its lower bound makes it worth it. Of equally fast
+//! ones it takes the one that copies least, of those the smallest.
+//!
+//! Activations that are not known get min(working set, half of the active bytes), as long as what remains holds everything
+//! streamed through two slots, and no less than rule `Threshold` would hold.
+//!
+//! # How rule `Threshold` decides
 //!
 //! - `Auto` is resolved once for all components; [`Policy::strategies`] sets single ones. It tunes `low_cpu_mem`
 //!   only where it resolves to group_offload or block_pin.

@@ -193,7 +193,7 @@ pub struct Plan {
     pub strategy: Strategy,
     /// The rule that made the plan.
     pub rule: Rule,
-    /// No full page-locked copies.
+    /// Not everything that streams has a page-locked copy.
     pub low_cpu_mem: bool,
     /// Free VRAM it was made for; `None`: no device.
     #[cfg_attr(feature = "serde", serde(default))]

@@ -46,7 +46,8 @@ impl core::fmt::Display for Strategy {
 pub enum Rule {
     /// diffusers-mm's thresholds.
     Threshold,
-    /// Least predicted time. Not in this version: a plan made for it uses `Threshold` and says so.
+    /// Least predicted time of a request, by [`simulate`](crate::simulate). Where no link was measured `Threshold` plans, and a
+    /// note says so.
     Cost,
 }
 
@@ -76,11 +77,13 @@ pub struct Policy {
     pub tier_no_offload: u64,
     /// No components known: free VRAM from which `ModelOffload` is chosen.
     pub tier_model_offload: u64,
-    /// Reserved for activations when residents are counted; `None`: 6.5 GiB, on Windows 8.5 GiB.
+    /// Reserved for activations when residents are counted, or, by rule `Cost`, where they are not known; `None`: 6.5 GiB, on
+    /// Windows 8.5 GiB.
     pub working_set: Option<u64>,
-    /// Copies run beside compute: two slots. Off: one slot.
+    /// Copies run beside compute: two slots, by rule `Cost` up to four. Off: one slot.
     pub use_stream: bool,
-    /// No full page-locked copies. Tuned by `Auto` only.
+    /// No full page-locked copies, tuned by `Auto` only. By rule `Cost`: page-locked copies leave
+    /// [`page_lock_headroom`](Self::page_lock_headroom) of the available RAM free.
     pub low_cpu_mem: bool,
     /// Device bytes kept free besides activations.
     pub reserve: u64,
