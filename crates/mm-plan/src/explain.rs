@@ -188,13 +188,16 @@ fn placement(problem: &Problem<'_, '_>, place: usize, choice: &Choice, schedule:
         _ => format!("{} of {groups} groups and {}", groups - streamed, slots(choice.slots)),
     };
     let stays = if choice.keep { "stays on the device between phases" } else { "is loaded for each phase" };
-    let text = format!(
-        "{name}, {}: holds {holds}, {}, and {stays}; a pass takes {}, no order of copies less than {}.",
-        strategy(frontier, choice),
-        size(choice.device()),
-        time(predicted.pass_ns),
-        time(predicted.lower_bound_ns),
-    );
+    let pass = match groups {
+        0 => String::new(),
+        _ => format!(
+            "; a pass takes {}, no order of copies less than {}",
+            time(predicted.pass_ns),
+            time(predicted.lower_bound_ns)
+        ),
+    };
+    let (strategy, bytes) = (strategy(frontier, choice), size(choice.device()));
+    let text = format!("{name}, {strategy}: holds {holds}, {bytes}, and {stays}{pass}.");
     Note::new("cost_placement", &numbers, text).about(name)
 }
 
