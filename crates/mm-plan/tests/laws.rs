@@ -43,6 +43,13 @@ fn with_free(case: &Case, free: u64) -> Case {
     Case { machine: Machine { vram_free: Some(free), ..case.machine.clone() }, ..case.clone() }
 }
 
+/// What a plan takes of the free VRAM where it takes most: weights, slots, reserve, activations. `None`: no device.
+fn need(case: &Case, plan: &Plan) -> Option<u64> {
+    plan.budget?;
+    let phases = plan.phases.iter();
+    phases.map(|p| p.engine_bytes + p.activation.map_or(0, |a| a.bytes) + case.policy.reserve).max()
+}
+
 #[test]
 fn the_generator_makes_loose_tight_and_impossible_inputs() {
     let mut runner = TestRunner::deterministic();
@@ -74,7 +81,7 @@ fn ends(case: &Case) {
     }
 }
 
-/// Law 7 on a million inputs, none of which may take a second:
+/// Law 7 on a million inputs, none of which may take a second; three to seven minutes in release:
 /// `cargo test --release -p mm-plan --test laws -- --ignored law_7`.
 #[test]
 #[ignore = "minutes; run it in release"]
@@ -117,6 +124,19 @@ proptest! {
         let plan = run(&enough).unwrap();
         replay::fits(&enough, &plan);
         prop_assert!(run(&with_free(&case, smallest - 1)).is_err());
+    }
+
+    /// A budget that ends on the last byte of a plan, and one that lacks it.
+    #[test]
+    fn law_1_to_the_byte(case in any_case()) {
+        let Some(need) = run(&case).ok().and_then(|plan| need(&case, &plan)) else { return Ok(()) };
+        for free in [need, need.saturating_sub(1)] {
+            let case = with_free(&case, free);
+            if let Ok(plan) = run(&case) {
+                replay::fits(&case, &plan);
+                replay::complete(&case, &plan);
+            }
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ fn wan_14b() {
     both(&Grid::coarse(), shapes::wan_14b());
 }
 
-/// The whole grid: `cargo test --release -p mm-plan --test shapes -- --ignored`.
+/// The whole grid, two minutes in release: `cargo test --release -p mm-plan --test shapes -- --ignored`.
 mod whole {
     use super::*;
 

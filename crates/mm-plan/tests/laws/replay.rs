@@ -93,6 +93,8 @@ pub(crate) fn fits(case: &Case, plan: &Plan) {
         }
         let left = case.machine.vram_free.map(|free| free - live - case.policy.reserve);
         assert_eq!(left, phase.headroom);
+        // What is reserved is free, where it is not known as well.
+        assert!(phase.activation.is_none_or(|a| left.is_none_or(|left| a.bytes <= left)));
         peak = live.max(peak);
     }
     assert_eq!(peak, plan.peak.device);
