@@ -152,6 +152,19 @@ fn times_beyond_64_bits() {
     }
 }
 
+/// Passes in which nothing happens are not walked through one by one.
+#[test]
+fn passes_without_end_over_nothing() {
+    let links = Some(Links { h2d: 1000, staging: None, disk: None, copy_fixed_ns: 0 });
+    let machine = Machine { links, ..machine(60) };
+    let model = [Component { passes: u32::MAX, ..Component::whole("a", 5) }];
+    let plan = plan(&machine, &model, &Policy::default()).unwrap();
+    let begin = Instant::now();
+    let schedule = simulate(&machine, &model, &plan).unwrap();
+    assert_eq!(schedule.visits[0].passes, u32::MAX.into());
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
 /// What is not a plan for these components is refused, whatever is wrong with it.
 #[test]
 fn simulate_refuses_plans_of_something_else() {
