@@ -25,8 +25,6 @@ pub(crate) struct Phase {
     pub(crate) active: u128,
     /// What was to be reserved for activations that are not known, and what of it is left free.
     pub(crate) reserve: Option<(u64, u64)>,
-    /// Two slots fit for everything whose compute time is unknown.
-    pub(crate) roomy: bool,
 }
 
 /// All phases.
@@ -62,7 +60,6 @@ impl Budget {
                     there.iter().map(|i| bytes(&frontiers[*i])).sum::<u128>()
                 };
                 let least = capped(sum(&|f| f.least().into()));
-                let overlapped = capped(sum(&|f| f.least_overlapped().into()));
                 let streaming = capped(sum(&|f| f.streaming()));
                 let weights = active.iter().map(|i| frontiers[*i].part.bytes()).sum::<u128>();
                 let hard = free.saturating_sub(policy.reserve).saturating_sub(phase.activation);
@@ -74,20 +71,12 @@ impl Budget {
                 let reserve = Some(wanted).filter(|wanted| unknown && *wanted > phase.activation);
                 let soft = free.saturating_sub(policy.reserve).saturating_sub(reserve.unwrap_or(phase.activation));
                 let room = soft.max(hard.min(streaming)).max(hard.min(least)).max(threshold.engine_bytes);
-                let roomy = room >= overlapped;
-                let room = if roomy { room } else { room.min(least) };
                 let left = free.saturating_sub(policy.reserve).saturating_sub(room);
                 let activation = match reserve {
                     Some(wanted) => Some(Activation { bytes: wanted.min(left), basis: Basis::Unknown }),
                     None => phase.known,
                 };
-                Phase {
-                    room,
-                    activation,
-                    active: weights,
-                    reserve: reserve.map(|wanted| (wanted, wanted.min(left))),
-                    roomy,
-                }
+                Phase { room, activation, active: weights, reserve: reserve.map(|wanted| (wanted, wanted.min(left))) }
             })
             .collect();
         Self { rooms: phases.iter().map(|phase| phase.room).collect(), phases }

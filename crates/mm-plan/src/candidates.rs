@@ -22,8 +22,6 @@ pub(crate) struct Candidate {
     pub(crate) streamed: u32,
     /// Bytes of a pass's copies.
     pub(crate) bytes: u64,
-    /// One slot for groups of unknown compute: for where two do not fit.
-    pub(crate) lone: bool,
 }
 
 /// A candidate that stays between phases, or does not.
@@ -39,9 +37,8 @@ pub(crate) struct Candidates {
     pub(crate) all: Vec<Candidate>,
     pub(crate) kept: Vec<Entry>,
     pub(crate) apart: Vec<Entry>,
-    /// The least that any takes, and the least with which copies run beside compute.
+    /// The least that any takes.
     pub(crate) least: u64,
-    pub(crate) least_overlapped: u64,
 }
 
 impl Candidates {
@@ -53,9 +50,8 @@ impl Candidates {
             (_, Some(resident)) => vec![family.rung(resident as usize)],
             _ => family.sets().to_vec(),
         };
-        let mut this =
-            Self { all: Vec::new(), kept: Vec::new(), apart: Vec::new(), least: u64::MAX, least_overlapped: u64::MAX };
-        let (total, slabs, unknown) = (part.bytes(), Slabs::of(part), part.unknown() > 0);
+        let mut this = Self { all: Vec::new(), kept: Vec::new(), apart: Vec::new(), least: u64::MAX };
+        let (total, slabs) = (part.bytes(), Slabs::of(part));
         let locks = terms.lock_cap > 0 && rates.has_tiers();
         let mut computed = Vec::with_capacity(part.groups.len() + 1);
         computed.push(0u64);
@@ -80,21 +76,8 @@ impl Candidates {
                 let device = total - bytes + if count == 0 { 0 } else { slot * u128::from(slots) };
                 let Ok(device) = u64::try_from(device) else { continue };
                 this.least = this.least.min(device);
-                // Compute counts as zero where it is unknown, so one slot would always look best, and yet copies could
-                // hide behind nothing.
-                let lone = unknown && slots == 1 && count > 1 && terms.slot_cap > 1;
-                if !lone {
-                    this.least_overlapped = this.least_overlapped.min(device);
-                }
                 let candidate = this.all.len() as u32;
-                this.all.push(Candidate {
-                    set,
-                    slots: slots.min(count),
-                    load,
-                    streamed: count,
-                    bytes: capped(bytes),
-                    lone,
-                });
+                this.all.push(Candidate { set, slots: slots.min(count), load, streamed: count, bytes: capped(bytes) });
                 let score = |time: u64, loaded: u128| {
                     let traffic = |passes: u64| capped(loaded + bytes * u128::from(passes));
                     Score { time, traffic: part.over_visits(traffic), device }

@@ -23,7 +23,7 @@ const SETS: usize = 1 << 13;
 
 /// Work of a search after which the best so far is taken: with few components, which it is meant to get to the end of, and
 /// with more. What the notes ask about gets an eighth of it.
-const STEPS: [usize; 2] = [1 << 22, 1 << 18];
+const STEPS: [usize; 2] = [1 << 23, 3 << 20];
 
 /// One more GiB: what the notes ask about.
 pub(crate) const MORE: u64 = 1 << 30;
@@ -79,7 +79,6 @@ impl<'p, 'a> Problem<'p, 'a> {
             let menus = self.frontiers.iter().zip(hosts).enumerate().map(|(place, (frontier, host))| Menu {
                 frontier,
                 only: only.filter(|(only, _)| *only == place).map(|(_, choice)| choice),
-                lone: frontier.part.visits.iter().any(|(phase, _)| !budget.phases[*phase].roomy),
                 host,
             });
             let menus: Vec<Menu<'_>> = menus.collect();

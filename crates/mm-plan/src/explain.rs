@@ -51,7 +51,7 @@ pub(crate) fn explain(
     let general = core::mem::take(notes);
     notes.push(request(schedule, threshold, floor));
     notes.extend(bottleneck(schedule));
-    if !solution.complete {
+    if !solution.complete && schedule.request_ns > floor {
         let text =
             "the search ended before everything was compared: other placements may be faster, within the proof's gap.";
         notes.push(Note::new("search_incomplete", &[], text));
@@ -133,8 +133,8 @@ fn unknown_compute(problem: &Problem<'_, '_>) -> Option<Note> {
     }
     let groups: usize = parts().map(|part| part.groups.len()).sum();
     let text = format!(
-        "compute times of {unknown} of {groups} groups are not known and count as zero: bandwidth alone decides about them, \
-         and two slots are kept for them where they fit."
+        "compute times of {unknown} of {groups} groups are not known and count as zero (through one slot, where no copy can \
+         hide, as long as the copy): bandwidth alone decides about them."
     );
     Some(Note::new("compute_unknown", &[("unknown", unknown as u64), ("groups", groups as u64)], text))
 }
@@ -208,7 +208,7 @@ fn slots(count: u32) -> String {
 /// Why a component's strategy is not a richer one.
 fn richer(problem: &Problem<'_, '_>, solution: &Solution, place: usize, notes: &mut Vec<Note>) {
     let (frontier, pick) = (&problem.frontiers[place], &solution.picks[place]);
-    if frontier.asked() != Strategy::Auto || frontier.part.passes() == 0 {
+    if frontier.asked() != Strategy::Auto || frontier.resident().is_some() || frontier.part.passes() == 0 {
         return;
     }
     let rank = |s: Strategy| match s {

@@ -16,6 +16,9 @@ pub(crate) const EXHAUSTIVE: usize = 10;
 /// Sizes of groups above which they stay resident, at the most.
 const SIZES: usize = 6;
 
+/// Counts of a stack from which on there is time to try everything else as well.
+pub(crate) const THOROUGH: usize = 64;
+
 /// A set of streamed groups of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Set {
@@ -91,8 +94,14 @@ impl Family {
         if family.stacks_are_kinds() {
             return family;
         }
+        let rungs: usize = family.ladder.iter().map(|(_, length)| length).sum();
+        let step = rungs.div_ceil(limit.max(1)).max(1);
+        let mut at = 0;
         for (place, (_, length)) in family.ladder.iter().enumerate() {
-            family.sets.extend(counts(*length, limit).filter(|c| *c > 0).map(|c| Set::Ladder(place as u32, c)));
+            // Every so many rungs, and the last one.
+            let tried = (1..=*length).filter(|count| (at + count) % step == 0 || at + count == rungs);
+            family.sets.extend(tried.map(|count| Set::Ladder(place as u32, count as u32)));
+            at += length;
         }
         family
     }
@@ -116,7 +125,7 @@ impl Family {
         let mut sizes = self.bytes.clone();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
         sizes.dedup();
-        let some = sizes.len().min(SIZES);
+        let some = sizes.len().min((limit * SIZES / THOROUGH).clamp(1, SIZES));
         self.sizes = (0..some).map(|i| sizes[i * sizes.len() / some]).collect();
         let known = part.compute() > 0;
         let weight = |i: usize| if known { u128::from(part.groups[i].1.compute) } else { self.bytes[i] };
@@ -130,7 +139,7 @@ impl Family {
             .collect();
         for (place, size) in self.sizes.iter().enumerate() {
             let of = self.bytes.iter().filter(|bytes| *bytes <= size).count() as u32;
-            let tried = counts(of as usize, limit.min(64)).filter(|c| *c > 0);
+            let tried = counts(of as usize, limit.min(THOROUGH)).filter(|c| *c > 0);
             self.sets.extend(tried.map(|count| Set::Spread { size: place as u32, count, of }));
         }
     }

@@ -3,7 +3,7 @@
 use crate::{
     HostTier, Strategy, budget,
     candidates::{self, Candidate, Candidates, Entry, SLOTS, Slabs},
-    family::{Family, Set},
+    family::{Family, Set, THOROUGH},
     notes::capped,
     part::Part,
     price::Hull,
@@ -11,10 +11,23 @@ use crate::{
     tree::Tree,
 };
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 
-/// A simulation takes so many steps per group.
-const SIMULATION: usize = 4;
+/// To set up a simulation takes so many steps per group.
+const SIMULATION: usize = 3;
+
+/// Work that was done, and after how much the best so far is taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Steps {
+    pub(crate) done: usize,
+    pub(crate) limit: usize,
+}
+
+impl Steps {
+    pub(crate) fn are_over(&self) -> bool {
+        self.done > self.limit
+    }
+}
 
 /// A placement of one component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,12 +104,10 @@ pub(crate) struct Room {
     pub(crate) within: u128,
     /// Page-locked, for this component alone.
     pub(crate) host: u64,
-    /// One slot may do where compute is unknown.
-    pub(crate) lone: bool,
 }
 
-/// Whether it stays, whether one slot may do, bytes that may be page-locked.
-type Asked = (bool, bool, u64);
+/// Whether it stays, bytes that may be page-locked.
+type Asked = (bool, u64);
 
 /// A candidate, whether it stays, groups page-locked.
 type Key = (u32, bool, u32);
@@ -121,7 +132,8 @@ pub(crate) struct Frontier<'p, 'a> {
 impl<'p, 'a> Frontier<'p, 'a> {
     /// Lists them. `counts` bounds how many counts of a stack are tried; `all`: few groups are tried in every way.
     pub(crate) fn new(part: &'p Part<'a>, rates: Rates, mut terms: Terms, counts: usize, all: bool) -> Self {
-        terms.slot_cap = terms.slot_cap.clamp(1, SLOTS);
+        // Where there is too much to try, not more slots than rule `Threshold` has.
+        terms.slot_cap = terms.slot_cap.clamp(1, if counts < THOROUGH { 2 } else { SLOTS });
         let family = Family::of(part, counts, all);
         let unlocked = candidates::unlocked(&terms, &rates);
         let times = |g: &crate::Group| [rates.stream(g, unlocked), rates.stream(g, HostTier::PageLocked)];
@@ -135,11 +147,6 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// The least it can take.
     pub(crate) fn least(&self) -> u64 {
         self.candidates.least
-    }
-
-    /// The least it can take with copies that run beside compute.
-    pub(crate) fn least_overlapped(&self) -> u64 {
-        self.candidates.least_overlapped
     }
 
     /// Whether both what stays between phases and what does not are to be had.
@@ -170,7 +177,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
     }
 
     /// The best placement that fits. Adds to `steps` what it looked at.
-    pub(crate) fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
+    pub(crate) fn fastest(&self, room: Room, steps: &mut Steps) -> Option<Choice> {
         let stays = self.best_of(true, room, steps);
         let leaves = self.best_of(false, room, steps);
         stays.into_iter().chain(leaves).min_by_key(|choice| choice.score)
@@ -179,27 +186,28 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// The best that stays between phases, or that does not.
     ///
     /// What looks best by its bound is simulated and takes its place by its time, until the best is one that was simulated.
-    pub(crate) fn best_of(&self, keep: bool, room: Room, steps: &mut usize) -> Option<Choice> {
+    pub(crate) fn best_of(&self, keep: bool, room: Room, steps: &mut Steps) -> Option<Choice> {
         let (entries, bytes) =
             if keep { (&self.candidates.kept, room.between) } else { (&self.candidates.apart, room.within) };
         let fit = entries.partition_point(|e| u128::from(e.bound.device) <= bytes);
         let mut trees = self.trees.borrow_mut();
-        let tree = trees.entry((keep, room.lone, room.host)).or_insert_with(|| {
-            *steps += entries.len();
+        let tree = trees.entry((keep, room.host)).or_insert_with(|| {
+            steps.done += entries.len();
             let bound = |e: &Entry| {
                 let candidate = &self.candidates.all[e.candidate as usize];
                 let time = e.bound.time.max(self.staging(candidate, room.host));
-                (room.lone || !candidate.lone).then_some(Score { time, ..e.bound })
+                Some(Score { time, ..e.bound })
             };
             Tree::new(entries.iter().map(bound).collect())
         });
         loop {
-            *steps += 1;
+            steps.done += 1;
             let (place, is_known) = tree.best(fit)?;
             let entry = &entries[place];
             let locked = self.most_locked(entry, room.host, steps);
             let choice = self.choice(entry, keep, locked, room.host, steps);
-            if is_known {
+            // Where work has run out, what looks best has to do.
+            if is_known || (steps.are_over() && choice.is_some()) {
                 return choice;
             }
             tree.set(place, choice.map(|choice| choice.score));
@@ -207,11 +215,10 @@ impl<'p, 'a> Frontier<'p, 'a> {
     }
 
     /// What takes least of everything; what need not stay between phases does not.
-    pub(crate) fn smallest(&self, lone: bool) -> Option<Choice> {
+    pub(crate) fn smallest(&self) -> Option<Choice> {
         let keep = self.candidates.apart.is_empty();
         let entries = if keep { &self.candidates.kept } else { &self.candidates.apart };
-        let entry = entries.iter().find(|e| lone || !self.candidates.all[e.candidate as usize].lone)?;
-        self.choice(entry, keep, 0, 0, &mut 0)
+        self.choice(entries.first()?, keep, 0, 0, &mut Steps::default())
     }
 
     /// The same placement with no more page-locked than makes it faster.
@@ -222,7 +229,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let (mut low, mut high, mut best) = (0, choice.locked, choice);
         while low < high {
             let middle = (low + high) / 2;
-            match self.choice(&entry, choice.keep, middle, choice.host, &mut 0) {
+            match self.choice(&entry, choice.keep, middle, choice.host, &mut Steps::default()) {
                 Some(fewer) if fewer.time() <= choice.time() => (high, best) = (middle, fewer),
                 _ => low = middle + 1,
             }
@@ -254,7 +261,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
     }
 
     /// How many page-locked copies the host has room for.
-    fn most_locked(&self, entry: &Entry, host: u64, steps: &mut usize) -> u32 {
+    fn most_locked(&self, entry: &Entry, host: u64, steps: &mut Steps) -> u32 {
         let candidate = self.candidates.all[entry.candidate as usize];
         if host == 0 || !self.rates.has_tiers() || self.terms.lock_cap == 0 {
             return 0;
@@ -262,7 +269,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
         if candidate.bytes <= host {
             return candidate.streamed;
         }
-        *steps += self.part.groups.len();
+        steps.done += self.part.groups.len();
         let mut flags = Vec::new();
         self.family.mark(candidate.set, &mut flags);
         let streamed: Vec<usize> = (0..flags.len()).filter(|i| flags[*i]).collect();
@@ -285,13 +292,12 @@ impl<'p, 'a> Frontier<'p, 'a> {
     }
 
     /// What an entry is with so many groups page-locked; `None`: that is more than the host has.
-    fn choice(&self, entry: &Entry, keep: bool, locked: u32, host: u64, steps: &mut usize) -> Option<Choice> {
+    fn choice(&self, entry: &Entry, keep: bool, locked: u32, host: u64, steps: &mut Steps) -> Option<Choice> {
         let candidate = self.candidates.all[entry.candidate as usize];
         let key = (entry.candidate, keep, locked);
         let known = self.known.borrow().get(&key).copied();
         let (page_locked, time) = known.unwrap_or_else(|| {
-            *steps += SIMULATION * self.part.groups.len();
-            let found = self.simulate(&candidate, keep, locked);
+            let found = self.simulate(&candidate, keep, locked, steps);
             self.known.borrow_mut().insert(key, found);
             found
         });
@@ -301,7 +307,7 @@ impl<'p, 'a> Frontier<'p, 'a> {
     }
 
     /// Page-locked bytes and nanoseconds.
-    fn simulate(&self, candidate: &Candidate, keep: bool, locked: u32) -> (u64, u64) {
+    fn simulate(&self, candidate: &Candidate, keep: bool, locked: u32, steps: &mut Steps) -> (u64, u64) {
         let mut flags = Vec::new();
         self.family.mark(candidate.set, &mut flags);
         let tiers = self.tiers(&flags, locked);
@@ -310,7 +316,14 @@ impl<'p, 'a> Frontier<'p, 'a> {
         let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
         let course = self.part.course(candidate.slots as usize, times);
         let load = if keep { 0 } else { candidate.load };
-        (page_locked, self.part.over_visits(|passes| course.visit(passes, keep, load, &mut ()).total))
+        let simulated = Cell::new(SIMULATION * self.part.groups.len());
+        let time = self.part.over_visits(|passes| {
+            let outcome = course.visit(passes, keep, load, &mut ());
+            simulated.set(simulated.get() + outcome.steps);
+            outcome.total
+        });
+        steps.done += simulated.get();
+        (page_locked, time)
     }
 
     /// Where each group streams from, given which stream. The page-locked ones are spread among them, and fewer are among

@@ -15,6 +15,7 @@ pub(crate) struct Facts {
     pub(crate) bytes: u128,
     /// Nanoseconds; zero where unknown.
     pub(crate) compute: u64,
+    pub(crate) is_known: bool,
 }
 
 /// A component that holds weights.
@@ -38,7 +39,11 @@ impl<'a> Part<'a> {
         for index in input.holders() {
             place[index] = parts.len();
             let component = input.entries[index].component;
-            let facts = |g: &Group| Facts { bytes: place::group_bytes(g), compute: g.compute_ns.unwrap_or(0) };
+            let facts = |g: &Group| Facts {
+                bytes: place::group_bytes(g),
+                compute: g.compute_ns.unwrap_or(0),
+                is_known: g.compute_ns.is_some(),
+            };
             let groups = component.groups().map(|g| (g, facts(g))).collect();
             let streamable = input::streamable(component);
             parts.push(Self { index, component, groups, streamable, visits: Vec::new() });
@@ -83,13 +88,17 @@ impl<'a> Part<'a> {
     }
 
     /// A pass in which the groups stream for which `times` answers: nanoseconds on the staging and on the copy lane.
+    ///
+    /// Compute that is unknown counts as zero, but with one slot, where a copy and the use of what it brings can never run
+    /// beside each other, as long as the copy: else one slot would always look best.
     pub(crate) fn course(&self, slots: usize, times: impl Fn(usize) -> Option<Times>) -> Course {
         let (mut items, mut before) = (Vec::with_capacity(self.groups.len()), 0u64);
         for (index, (_, facts)) in self.groups.iter().enumerate() {
             match times(index) {
                 None => before = before.saturating_add(facts.compute),
                 Some((stage, copy)) => {
-                    items.push(Item { stage, copy, before: core::mem::take(&mut before), own: facts.compute });
+                    let own = if facts.is_known || slots != 1 { facts.compute } else { copy };
+                    items.push(Item { stage, copy, before: core::mem::take(&mut before), own });
                 }
             }
         }

@@ -13,7 +13,7 @@
 /// Slots that the model knows at the most.
 pub(crate) const MAX_SLOTS: usize = 4;
 /// Steps that are simulated before the rest of a visit is taken as going on at the same pace.
-const MAX_STEPS: usize = 1 << 16;
+const MAX_STEPS: usize = 1 << 14;
 /// Passes over which that pace is measured: a multiple of every number of slots.
 const PACE: usize = 12;
 
@@ -62,6 +62,8 @@ pub(crate) struct Outcome {
     pub(crate) computed: u64,
     /// A pass once the lanes have settled, rounded up.
     pub(crate) pass: u64,
+    /// Steps that were simulated.
+    pub(crate) steps: usize,
 }
 
 /// Told of each step; costs nothing where nobody listens.
@@ -182,8 +184,9 @@ impl Course {
         let mut last = [([u64::MAX; MAX_SLOTS + 4], 0); MAX_SLOTS];
         let mut ends = [0; PACE + 1];
         let mut settled: Option<u64> = None;
-        let mut pass = 0;
+        let (mut pass, mut steps) = (0, 0);
         while pass < passes {
+            steps += self.items.len() + 1;
             for (index, item) in self.items.iter().enumerate() {
                 if keep && pass == 0 && index < ready {
                     let compute = lanes.compute(item, 0);
@@ -231,7 +234,7 @@ impl Course {
             }
         }
         let total = lanes.compute.max(if keep { lanes.copy } else { 0 });
-        Outcome { total, computed, pass: settled.unwrap_or(0) }
+        Outcome { total, computed, pass: settled.unwrap_or(0), steps }
     }
 
     /// A pass once the lanes have settled, nanoseconds, rounded up.

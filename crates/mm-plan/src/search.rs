@@ -1,7 +1,7 @@
 //! One choice per component, so that all phases fit and the request takes least: branch and bound.
 
 use crate::{
-    frontier::{Choice, Frontier, Room, Score},
+    frontier::{Choice, Frontier, Room, Score, Steps},
     price::{self, Price},
 };
 use alloc::{vec, vec::Vec};
@@ -10,6 +10,8 @@ use core::cmp::Reverse;
 /// More components than this are placed one after the other, without going back.
 const DEPTH: usize = 24;
 
+/// With more phases than this nothing stays between them that need not.
+const PHASES: usize = 256;
 /// Rounds in which a first solution is improved.
 const POLISH: usize = 4;
 
@@ -19,8 +21,6 @@ pub(crate) struct Menu<'c> {
     pub(crate) frontier: &'c Frontier<'c, 'c>,
     /// Nothing but this.
     pub(crate) only: Option<Choice>,
-    /// One slot may do where compute is unknown.
-    pub(crate) lone: bool,
     /// Bytes that it may have page-locked.
     pub(crate) host: u64,
 }
@@ -31,11 +31,11 @@ impl Menu<'_> {
     }
 
     fn smallest(&self) -> Option<Choice> {
-        self.only.or_else(|| self.frontier.smallest(self.lone))
+        self.only.or_else(|| self.frontier.smallest())
     }
 
     /// The fastest choice that fits, and work done to find it.
-    fn fastest(&self, room: Room, steps: &mut usize) -> Option<Choice> {
+    fn fastest(&self, room: Room, steps: &mut Steps) -> Option<Choice> {
         match self.only {
             Some(choice) => {
                 let fits = u128::from(choice.device()) <= if choice.keep { room.between } else { room.within };
@@ -78,8 +78,7 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
         order: Vec::new(),
         best: None,
         price: Price::default(),
-        steps: 0,
-        limit: steps,
+        steps: Steps { done: 0, limit: steps },
     };
     for (menu, choice) in menus.iter().zip(&search.least) {
         occupy(&mut search.used, menu, choice);
@@ -98,7 +97,7 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
             search.stretches();
         }
     }
-    let complete = !deep && search.steps <= steps;
+    let complete = !deep && !search.steps.are_over();
     let (score, picks) = search.best?;
     let picks = menus.iter().zip(picks).map(|(menu, choice)| menu.frontier.unlocked(choice)).collect();
     Some(Solution { picks, time: score.time, complete })
@@ -135,8 +134,7 @@ struct Search<'c> {
     best: Option<(Score, Vec<Choice>)>,
     /// Of memory that stays taken between phases.
     price: Price,
-    steps: usize,
-    limit: usize,
+    steps: Steps,
 }
 
 impl Search<'_> {
@@ -158,8 +156,13 @@ impl Search<'_> {
         let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
         let within = menu.phases().map(slack).min().unwrap_or(0) + own;
         // Where it is active it is counted already; elsewhere only if it stays.
-        let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
-        let others = others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack });
+        let others = if self.used.len() > PHASES && !now.keep {
+            // Too many to look at for each component: nothing more stays on the device.
+            0
+        } else {
+            let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
+            others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack })
+        };
         let taken = self.taken - self.taken_by(i, &now);
         let most = self.stretch.1.saturating_sub(taken).saturating_add(self.least[i].device().into());
         Room {
@@ -167,7 +170,6 @@ impl Search<'_> {
             // What is still to be taken by others is not there for this one.
             within: within.saturating_sub(self.stretch.0.saturating_sub(taken)),
             host: menu.host,
-            lone: menu.lone,
         }
     }
 
@@ -179,7 +181,7 @@ impl Search<'_> {
     /// The fastest choice that fits beside what is decided.
     fn fastest(&mut self, i: usize) -> Option<Choice> {
         let room = self.room(i);
-        self.steps += self.used.len();
+        self.steps.done += self.used.len();
         self.menus[i].fastest(room, &mut self.steps)
     }
 
@@ -196,7 +198,7 @@ impl Search<'_> {
 
     /// Decides the components from `level` on; those before are worth `decided`.
     fn descend(&mut self, level: usize, decided: Score) {
-        if self.steps > self.limit && self.best.is_some() {
+        if self.steps.are_over() && self.best.is_some() {
             return;
         }
         let Some(i) = self.order.get(level).copied() else {
@@ -229,7 +231,7 @@ impl Search<'_> {
         let mut stays = frontier.best_of(true, room, &mut self.steps);
         let mut leaves = frontier.best_of(false, room, &mut self.steps);
         while let Some(next) = stays.into_iter().chain(leaves).min_by_key(|choice| choice.score) {
-            if !self.is_better(others + next.score) || self.steps > self.limit {
+            if !self.is_better(others + next.score) || self.steps.are_over() {
                 break;
             }
             if !self.is_too_dear(decided, priced.others + i128::from(next.time()), self.taken_by(i, &next)) {

@@ -124,8 +124,12 @@ pub struct Schedule {
 /// computes.
 ///
 /// A request visits the components phase by phase. What does not stay on the device is loaded first, with nothing beside
-/// it; what stays finds its slots filled, and its visit ends when they are filled again. Unknown compute times count as
-/// zero. Times that exceed 64 bits are capped.
+/// it; what stays finds its slots filled, and its visit ends when they are filled again. Times that exceed 64 bits are
+/// capped.
+///
+/// Unknown compute times count as zero; but through one slot, where no copy can run beside the use of what it brings, a
+/// streamed group of unknown compute counts as computing as long as its copy takes on the lane. Else one slot would always
+/// look best.
 ///
 /// # Errors
 ///
@@ -367,7 +371,7 @@ impl Observer for Recorder<'_> {
             self.listed = pass + 1;
             // As long as one pass more, as long as this one, stays within the limit.
             let (groups, streamed) = (self.tiers.len(), self.streamed.len());
-            self.more = self.spans.len() + groups + 2 * streamed <= MAX_SPANS;
+            self.more = self.spans.len() + groups + 2 * streamed <= MAX_SPANS && self.listed < MAX_SPANS as u64;
         }
     }
 

@@ -77,7 +77,8 @@ pub(crate) fn explained(case: &Case, plan: &Plan) {
         assert!(has("cost_placement", Some(name)));
         let strategy = plan.component(name).unwrap().strategy;
         let asked = *case.policy.strategies.get(name).unwrap_or(&case.policy.strategy);
-        if asked == Strategy::Auto && passes(plan, name) > 0 && rank(strategy) < rank(Strategy::NoOffload) {
+        let free = asked == Strategy::Auto && !case.policy.resident.contains_key(name);
+        if free && passes(plan, name) > 0 && rank(strategy) < rank(Strategy::NoOffload) {
             assert!(has("no_offload_rejected", Some(name)), "{name}: why not no_offload?");
         }
         assert!(asked == Strategy::Auto || asked == strategy);

@@ -117,9 +117,11 @@ pub(crate) fn host_bytes(case: &Case, plan: &Plan) -> u64 {
 /// What each group of a component does in a pass.
 pub(crate) fn jobs(case: &Case, component: &Component, plan: &ComponentPlan) -> Vec<Job> {
     let groups = placed(component, plan).into_iter().zip(tiers(plan));
-    let job = |((group, resident), tier): ((&Group, bool), HostTier)| Job {
-        copied: (!resident).then(|| copy(case, group, tier)),
-        compute: group.compute_ns.unwrap_or(0).into(),
+    let job = |((group, resident), tier): ((&Group, bool), HostTier)| {
+        let copied = (!resident).then(|| copy(case, group, tier));
+        // Unknown compute is nothing, but through one slot as long as the copy.
+        let unknown = copied.filter(|_| plan.slots == 1).map_or(0, |(_, copy)| copy);
+        Job { copied, compute: group.compute_ns.map_or(unknown, Time::from) }
     };
     groups.map(job).collect()
 }
