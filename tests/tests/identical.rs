@@ -3,11 +3,11 @@
 mod common;
 
 use candle_core::DType;
-use common::{folder, golden, manager, options, relative_error, request, weight_bytes};
-use mm_candle::Error as CandleError;
+use common::{folder, golden, machine, manager, options, relative_error, request, weight_bytes};
+use mm_candle::{Error as CandleError, Manager};
 use mm_diffusion::{Error, Unmanaged, ZImage};
 use mm_engine::EngineError;
-use mm_plan::{Infeasible, Plan, Strategy};
+use mm_plan::{Infeasible, Links, Machine, Plan, Policy, Rule, Strategy};
 
 const STRATEGIES: [Strategy; 5] =
     [Strategy::Auto, Strategy::NoOffload, Strategy::ModelOffload, Strategy::BlockPin, Strategy::GroupOffload];
@@ -87,4 +87,33 @@ fn every_golden_case_streams_to_diffusers_own_tensors() {
         }
     }
     assert_eq!(manager.memory().peak, manager.plan().unwrap().peak.device);
+}
+
+/// With a known link rule `Cost` plans. What it keeps between phases is loaded once, whatever the number of images.
+#[test]
+fn plans_by_predicted_time_run_exactly_and_make_the_same_pixels() {
+    let weights = weight_bytes(DType::F32);
+    let plain = ZImage::load(&folder(), &options(DType::F32), &Unmanaged).unwrap();
+    let expected = plain.generate(&request(2), |_| {}).unwrap().rgb8().unwrap();
+    let links = Some(Links { h2d: 5_000_000_000, staging: None, disk: None, copy_fixed_ns: 0 });
+    let mut kept = 0;
+    for share in [20, 40, 60, 90, 200] {
+        let machine = Machine { links, ..machine(weights * share / 100) };
+        let manager = Manager::cpu(machine, Policy::default()).unwrap();
+        let pipeline = ZImage::load(&folder(), &options(DType::F32), &manager).unwrap();
+        for _ in 0..2 {
+            let image = pipeline.generate(&request(2), |_| {}).unwrap();
+            assert!(image.rgb8().unwrap() == expected, "{share} % of the weights: other pixels");
+        }
+        let plan = manager.plan().unwrap();
+        assert_eq!((plan.rule, manager.memory().peak), (Rule::Cost, plan.peak.device), "{share} % of the weights");
+        for (name, stats) in manager.stats() {
+            let (placed, whole) = (plan.component(&name).unwrap(), manager.get_component(&name).unwrap());
+            if placed.keep && placed.streamed_count() == 0 {
+                assert_eq!(stats.copied_bytes, whole.description().bytes(), "{name} is loaded once");
+                kept += 1;
+            }
+        }
+    }
+    assert!(kept > 0);
 }

@@ -23,16 +23,19 @@ pub fn options(dtype: DType) -> LoadOptions {
 
 /// The CPU as a device of `budget` bytes, as `mm run --vram` has it.
 pub fn manager(budget: u64, strategy: Strategy) -> Manager {
-    let machine = Machine {
+    Manager::cpu(machine(budget), Policy { strategy, ..Policy::default() }).unwrap()
+}
+
+pub fn machine(budget: u64) -> Machine {
+    Machine {
         device: DeviceKind::Host,
         vram_free: Some(budget),
         vram_total: Some(budget),
         ram_available: 64 << 30,
         ram_total: 64 << 30,
         os: "linux".into(),
-        links: None,
-    };
-    Manager::cpu(machine, Policy { strategy, ..Policy::default() }).unwrap()
+        ..Machine::default()
+    }
 }
 
 pub fn request(steps: u32) -> Request {
