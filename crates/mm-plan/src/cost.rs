@@ -71,8 +71,15 @@ impl<'p, 'a> Problem<'p, 'a> {
         Some(Budget::of(&baseline, &machine, self.policy, self.input, &self.frontiers))
     }
 
-    /// The best combination within these limits; component `only.0` may be nothing but `only.1`.
-    pub(crate) fn solve(&self, budget: &Budget, host: u64, only: Option<(usize, Choice)>) -> Option<Solution> {
+    /// The best combination within these limits; component `only.0` may be nothing but `only.1`. `known` is a solution that
+    /// is known to fit them.
+    pub(crate) fn solve(
+        &self,
+        budget: &Budget,
+        host: u64,
+        only: Option<(usize, Choice)>,
+        known: Option<&Solution>,
+    ) -> Option<Solution> {
         let asked = only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked;
         let steps = STEPS[usize::from(self.frontiers.len() > budget::FEW)] / if asked { 8 } else { 1 };
         let solve = |hosts: Vec<u64>| {
@@ -82,7 +89,7 @@ impl<'p, 'a> Problem<'p, 'a> {
                 host,
             });
             let menus: Vec<Menu<'_>> = menus.collect();
-            search::solve(&menus, Limits { phases: &budget.rooms }, steps)
+            search::solve(&menus, Limits { phases: &budget.rooms }, steps, known)
         };
         let parts: Vec<&Part<'_>> = self.frontiers.iter().map(|frontier| frontier.part).collect();
         let solutions = budget::shares(&parts, host).into_iter().filter_map(solve);
@@ -140,7 +147,7 @@ pub(crate) fn best<'p, 'a>(
     let weights = parts.iter().map(Part::bytes).sum();
     let solve = |host| {
         let problem = Problem::new(machine, input, policy, rates, host, parts, baseline);
-        let solution = problem.solve(&problem.budget, host.locked, None)?;
+        let solution = problem.solve(&problem.budget, host.locked, None, None)?;
         Some((problem, solution))
     };
     budget::hosts(machine, policy, weights).into_iter().filter_map(solve).min_by_key(|(_, solution)| solution.time)

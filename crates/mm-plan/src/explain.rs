@@ -233,7 +233,8 @@ fn rejected(problem: &Problem<'_, '_>, solution: &Solution, place: usize, other:
     let code = format!("{other}_rejected");
     let bytes = capped(frontier.part.bytes());
     let choice = frontier.whole(other == Strategy::NoOffload);
-    let found = choice.and_then(|choice| problem.solve(&problem.budget, problem.host.locked, Some((place, choice))));
+    let found =
+        choice.and_then(|choice| problem.solve(&problem.budget, problem.host.locked, Some((place, choice)), None));
     let where_ = if other == Strategy::NoOffload { "in every phase" } else { "while it is active" };
     let Some(with) = found else {
         let rooms = problem.frontiers[place].part.visits.iter().map(|(phase, _)| *phase);
@@ -343,7 +344,7 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
 }
 
 fn more_vram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
-    let with = problem.solve(&problem.with_more(MORE)?, problem.host.locked, None)?;
+    let with = problem.solve(&problem.with_more(MORE)?, problem.host.locked, None, Some(solution))?;
     Some(gain("more_vram", "device memory", solution.time, with.time))
 }
 
@@ -362,7 +363,7 @@ fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
                 // Everything can be page-locked already, or no more than now.
                 solution.time
             } else {
-                problem.solve(&problem.budget, host.locked, None)?.time
+                problem.solve(&problem.budget, host.locked, None, Some(solution))?.time
             }
         }
         _ => {

@@ -14,7 +14,7 @@ use alloc::{vec, vec::Vec};
 /// Components with so many groups are tried in every way.
 pub(crate) const EXHAUSTIVE: usize = 10;
 /// Sizes of groups above which they stay resident, at the most.
-const SIZES: usize = 6;
+const SIZES: usize = 4;
 
 /// Counts of a stack from which on there is time to try everything else as well.
 pub(crate) const THOROUGH: usize = 64;

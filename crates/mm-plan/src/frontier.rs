@@ -310,11 +310,19 @@ impl<'p, 'a> Frontier<'p, 'a> {
     fn simulate(&self, candidate: &Candidate, keep: bool, locked: u32, steps: &mut Steps) -> (u64, u64) {
         let mut flags = Vec::new();
         self.family.mark(candidate.set, &mut flags);
-        let tiers = self.tiers(&flags, locked);
-        let copies = tiers.iter().zip(&self.part.groups).filter(|(t, _)| **t == Some(HostTier::PageLocked));
-        let page_locked = capped(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>());
-        let times = |i: usize| tiers[i].map(|t| self.times[i][usize::from(t == HostTier::PageLocked)]);
-        let course = self.part.course(candidate.slots as usize, times);
+        // Mostly all or nothing is page-locked.
+        let (page_locked, course) = if locked == 0 || locked == candidate.streamed {
+            let tier = usize::from(locked > 0);
+            let times = |i: usize| flags[i].then(|| self.times[i][tier]);
+            (if locked > 0 { candidate.bytes } else { 0 }, self.part.course(candidate.slots as usize, times))
+        } else {
+            let tiers = self.tiers(&flags, locked);
+            let is_locked = |tier: &Option<HostTier>| *tier == Some(HostTier::PageLocked);
+            let copies = tiers.iter().zip(&self.part.groups).filter(|(tier, _)| is_locked(tier));
+            let times = |i: usize| tiers[i].map(|_| self.times[i][usize::from(is_locked(&tiers[i]))]);
+            let bytes = capped(copies.map(|(_, (_, facts))| facts.bytes).sum::<u128>());
+            (bytes, self.part.course(candidate.slots as usize, times))
+        };
         let load = if keep { 0 } else { candidate.load };
         let simulated = Cell::new(SIMULATION * self.part.groups.len());
         let time = self.part.over_visits(|passes| {

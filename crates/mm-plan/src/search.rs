@@ -63,8 +63,14 @@ pub(crate) struct Solution {
     pub(crate) complete: bool,
 }
 
-/// The best combination that fits; after about so many `steps` the best so far. `None`: none fits.
-pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Option<Solution> {
+/// The best combination that fits; after about so many `steps` the best so far, which is no worse than `known`, a combination
+/// that is known to fit. `None`: none fits.
+pub(crate) fn solve(
+    menus: &[Menu<'_>],
+    limits: Limits<'_>,
+    steps: usize,
+    known: Option<&Solution>,
+) -> Option<Solution> {
     let least: Option<Vec<Choice>> = menus.iter().map(Menu::smallest).collect();
     let least = least?;
     let mut search = Search {
@@ -76,7 +82,8 @@ pub(crate) fn solve(menus: &[Menu<'_>], limits: Limits<'_>, steps: usize) -> Opt
         picks: least.clone(),
         least,
         order: Vec::new(),
-        best: None,
+        best: known.map(|known| (sum(&known.picks), known.picks.clone())),
+        is_given: known.is_some(),
         price: Price::default(),
         steps: Steps { done: 0, limit: steps },
     };
@@ -132,6 +139,8 @@ struct Search<'c> {
     least: Vec<Choice>,
     order: Vec<usize>,
     best: Option<(Score, Vec<Choice>)>,
+    /// There was a good solution to begin with.
+    is_given: bool,
     /// Of memory that stays taken between phases.
     price: Price,
     steps: Steps,
@@ -358,7 +367,9 @@ impl Search<'_> {
         };
         let prices = menus.iter().filter(|m| m.only.is_none()).flat_map(|m| m.frontier.hull.prices()).collect();
         self.price = price::best(prices, bound);
-        self.guess();
+        if !self.is_given {
+            self.guess();
+        }
     }
 
     /// Gives each component in turn what it would buy at the price, if that fits; then, as long as it helps, what is best
