@@ -14,7 +14,9 @@ use alloc::{vec, vec::Vec};
 /// Components with so many groups are tried in every way.
 pub(crate) const EXHAUSTIVE: usize = 10;
 /// Sizes of groups above which they stay resident, at the most.
-const SIZES: usize = 4;
+const SIZES: usize = 3;
+/// Counts that are tried for each of them, about.
+const SHARES: usize = 24;
 
 /// Counts of a stack from which on there is time to try everything else as well.
 pub(crate) const THOROUGH: usize = 64;
@@ -139,7 +141,7 @@ impl Family {
             .collect();
         for (place, size) in self.sizes.iter().enumerate() {
             let of = self.bytes.iter().filter(|bytes| *bytes <= size).count() as u32;
-            let tried = counts(of as usize, limit.min(THOROUGH)).filter(|c| *c > 0);
+            let tried = counts(of as usize, limit.min(SHARES)).filter(|c| *c > 0);
             self.sets.extend(tried.map(|count| Set::Spread { size: place as u32, count, of }));
         }
     }
