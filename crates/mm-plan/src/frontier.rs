@@ -124,7 +124,7 @@ pub(crate) struct Frontier<'p, 'a> {
     /// What was simulated: page-locked bytes and nanoseconds.
     known: RefCell<BTreeMap<Key, (u64, u64)>>,
     /// Which is best, by what was asked.
-    trees: RefCell<BTreeMap<Asked, Tree>>,
+    trees: RefCell<Vec<(Asked, Tree)>>,
     /// What it takes at least if it stays between phases.
     pub(crate) hull: Hull,
 }
@@ -147,11 +147,6 @@ impl<'p, 'a> Frontier<'p, 'a> {
     /// The least it can take.
     pub(crate) fn least(&self) -> u64 {
         self.candidates.least
-    }
-
-    /// Whether both what stays between phases and what does not are to be had.
-    pub(crate) fn both(&self) -> bool {
-        !self.candidates.kept.is_empty() && !self.candidates.apart.is_empty()
     }
 
     /// Residents of the main stack that were asked for.
@@ -191,26 +186,31 @@ impl<'p, 'a> Frontier<'p, 'a> {
             if keep { (&self.candidates.kept, room.between) } else { (&self.candidates.apart, room.within) };
         let fit = entries.partition_point(|e| u128::from(e.bound.device) <= bytes);
         let mut trees = self.trees.borrow_mut();
-        let tree = trees.entry((keep, room.host)).or_insert_with(|| {
+        let asked = (keep, room.host);
+        let at = trees.iter().position(|(known, _)| *known == asked).unwrap_or_else(|| {
             steps.done += entries.len();
             let bound = |e: &Entry| {
                 let candidate = &self.candidates.all[e.candidate as usize];
-                let time = e.bound.time.max(self.staging(candidate, room.host));
-                Some(Score { time, ..e.bound })
+                Some(Score { time: e.bound.time.max(self.staging(candidate, room.host)), ..e.bound })
             };
-            Tree::new(entries.iter().map(bound).collect())
+            trees.push((asked, Tree::new(entries.iter().map(bound).collect())));
+            trees.len() - 1
         });
+        let tree = &mut trees[at].1;
         loop {
             steps.done += 1;
-            let (place, is_known) = tree.best(fit)?;
+            let (place, known) = tree.best(fit)?;
+            if let Some(choice) = known {
+                return Some(choice);
+            }
             let entry = &entries[place];
             let locked = self.most_locked(entry, room.host, steps);
             let choice = self.choice(entry, keep, locked, room.host, steps);
+            tree.set(place, choice);
             // Where work has run out, what looks best has to do.
-            if is_known || (steps.are_over() && choice.is_some()) {
+            if steps.are_over() && choice.is_some() {
                 return choice;
             }
-            tree.set(place, choice.map(|choice| choice.score));
         }
     }
 

@@ -77,8 +77,6 @@ pub(crate) fn solve(
         menus,
         limits,
         used: vec![0; limits.phases.len()],
-        taken: 0,
-        stretch: (0, u128::MAX),
         picks: least.clone(),
         least,
         order: Vec::new(),
@@ -101,7 +99,8 @@ pub(crate) fn solve(
         if deep {
             search.guess();
         } else {
-            search.stretches();
+            search.appraise();
+            search.descend(0, Score::default());
         }
     }
     let complete = !deep && !search.steps.are_over();
@@ -131,10 +130,6 @@ struct Search<'c> {
     limits: Limits<'c>,
     /// Per phase; components not yet decided take their least.
     used: Vec<u128>,
-    /// Bytes that stay taken between phases, beyond the least of those that take them.
-    taken: u128,
-    /// At least and at most so many are to stay taken in the end.
-    stretch: (u128, u128),
     picks: Vec<Choice>,
     least: Vec<Choice>,
     order: Vec<usize>,
@@ -172,14 +167,7 @@ impl Search<'_> {
             let others = (0..self.used.len()).filter(|phase| menu.phases().all(|own| own != *phase)).map(slack).min();
             others.map_or(u128::MAX, |slack| if now.keep { slack + own } else { slack })
         };
-        let taken = self.taken - self.taken_by(i, &now);
-        let most = self.stretch.1.saturating_sub(taken).saturating_add(self.least[i].device().into());
-        Room {
-            between: within.min(others).min(most),
-            // What is still to be taken by others is not there for this one.
-            within: within.saturating_sub(self.stretch.0.saturating_sub(taken)),
-            host: menu.host,
-        }
+        Room { between: within.min(others), within, host: menu.host }
     }
 
     /// What a choice of component `i` takes between phases beyond its least.
@@ -197,7 +185,6 @@ impl Search<'_> {
     fn swap(&mut self, i: usize, from: &Choice, to: &Choice) {
         vacate(&mut self.used, &self.menus[i], from);
         occupy(&mut self.used, &self.menus[i], to);
-        self.taken = self.taken - self.taken_by(i, from) + self.taken_by(i, to);
         self.picks[i] = *to;
     }
 
@@ -288,8 +275,7 @@ impl Search<'_> {
     /// Bytes that can still stay taken between phases.
     fn slack(&self) -> u128 {
         let phases = self.limits.phases.iter().zip(&self.used);
-        let slack = phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0);
-        slack.min(self.stretch.1.saturating_sub(self.taken))
+        phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0)
     }
 
     /// The fastest that component `i` can be if it does not stay between phases.
@@ -325,29 +311,6 @@ impl Search<'_> {
         let paid = |bytes: u128| i128::try_from(self.price.of(bytes)).unwrap_or(i128::MAX / 4);
         let bound = i128::from(decided.time) + time + paid(taken) - paid(self.slack());
         self.best.as_ref().is_some_and(|best| bound > i128::from(best.0.time))
-    }
-
-    /// Searches stretch by stretch of what may stay taken between phases: the more stays, the less room there is for what
-    /// does not, and within a stretch that is known.
-    fn stretches(&mut self) {
-        let slack = self.slack();
-        let alike = self.menus.iter().all(|m| m.only.is_some() || !m.frontier.both());
-        let shares: &[u128] = if alike { &[0] } else { &[0, 1, 2, 4, 8, 16] };
-        let stretch = |at: usize| {
-            let most = slack - slack * shares[at] / 32;
-            let least = shares.get(at + 1).map_or(0, |next| slack - slack * next / 32);
-            (least, most)
-        };
-        let mut prices = Vec::with_capacity(shares.len());
-        for at in 0..shares.len() {
-            self.stretch = stretch(at);
-            self.appraise();
-            prices.push(self.price);
-        }
-        for (at, price) in prices.into_iter().enumerate() {
-            (self.stretch, self.price) = (stretch(at), price);
-            self.descend(0, Score::default());
-        }
     }
 
     /// Finds the price, and a good solution to begin with.
