@@ -22,7 +22,7 @@ const COUNTS: usize = 1 << 20;
 const SETS: usize = 1 << 13;
 
 /// Work of a search after which the best so far is taken: with few components, which it is meant to get to the end of, and
-/// with more. What the notes ask about gets an eighth of it.
+/// with more. What the notes ask about gets a thirty-second of it.
 const STEPS: [usize; 2] = [1 << 23, 3 << 20];
 
 /// One more GiB: what the notes ask about.
@@ -81,7 +81,7 @@ impl<'p, 'a> Problem<'p, 'a> {
         known: Option<&Solution>,
     ) -> Option<Solution> {
         let asked = only.is_some() || budget.rooms != self.budget.rooms || host != self.host.locked;
-        let steps = STEPS[usize::from(self.frontiers.len() > budget::FEW)] / if asked { 8 } else { 1 };
+        let steps = STEPS[usize::from(self.frontiers.len() > budget::FEW)] / if asked { 32 } else { 1 };
         let solve = |hosts: Vec<u64>| {
             let menus = self.frontiers.iter().zip(hosts).enumerate().map(|(place, (frontier, host))| Menu {
                 frontier,
