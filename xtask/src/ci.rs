@@ -20,6 +20,13 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+/// The planner's tests on all they could try, in an optimized build.
+pub(crate) fn laws() -> Result<()> {
+    let mut laws = cargo(&["test", "--locked", "--release", "-p", "mm-plan", "--all-features"]);
+    laws.env("MM_PLAN_LAWS", "whole");
+    step("laws", laws)
+}
+
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);

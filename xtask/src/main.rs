@@ -20,12 +20,15 @@ enum Task {
     Ci,
     /// Only the boundary checks of ARCHITECTURE.md.
     Boundaries,
+    /// The planner's laws with everything that CI tries a part of: minutes.
+    Laws,
 }
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().task {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
+        Task::Laws => ci::laws(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,12 @@
 //! Known models on all sizes of machines: rule `Cost` is never slower than rule `Threshold`, and more memory or bandwidth
 //! never makes a request slower nor a model unrunnable.
 
+#[path = "effort/mod.rs"]
+mod effort;
 #[path = "shapes/mod.rs"]
 mod shapes;
 
+use effort::effort;
 use mm_plan::{Component, ComponentPlan, Infeasible, Links, Machine, Note, Plan, Policy, Rule, plan};
 
 const GIB: u64 = 1 << 30;
@@ -29,7 +32,7 @@ impl Grid {
         }
     }
 
-    /// A little of it, for every day: a debug build takes a quarter of a second for a plan.
+    /// A little of it.
     fn coarse() -> Self {
         Self {
             vram: [16, 32, 33, 64].map(|quarter| quarter * 256 * MIB).into(),
@@ -129,68 +132,34 @@ fn sweep(grid: &Grid, components: &[Component]) -> Option<String> {
 }
 
 /// With everything measured, and with nothing.
-fn both(grid: &Grid, components: Vec<Component>) {
-    let slower = [sweep(grid, &components), sweep(grid, &shapes::unmeasured(components))];
+fn both(components: Vec<Component>) {
+    let grid = effort(Grid::coarse(), Grid::whole());
+    let slower = [sweep(&grid, &components), sweep(&grid, &shapes::unmeasured(components))];
     let slower: Vec<String> = slower.into_iter().flatten().collect();
     assert!(slower.is_empty(), "{}", slower.join("\n"));
 }
 
 #[test]
 fn z_image_turbo() {
-    both(&Grid::coarse(), shapes::z_image_turbo());
+    both(shapes::z_image_turbo());
 }
 
 #[test]
 fn flux_dev() {
-    both(&Grid::coarse(), shapes::flux_dev());
+    both(shapes::flux_dev());
 }
 
 #[test]
 fn sd35_large() {
-    both(&Grid::coarse(), shapes::sd35_large());
+    both(shapes::sd35_large());
 }
 
 #[test]
 fn sdxl() {
-    both(&Grid::coarse(), shapes::sdxl());
+    both(shapes::sdxl());
 }
 
 #[test]
 fn wan_14b() {
-    both(&Grid::coarse(), shapes::wan_14b());
-}
-
-/// The whole grid, two minutes in release: `cargo test --release -p mm-plan --test shapes -- --ignored`.
-mod whole {
-    use super::*;
-
-    #[test]
-    #[ignore = "minutes; run it in release"]
-    fn z_image_turbo() {
-        both(&Grid::whole(), shapes::z_image_turbo());
-    }
-
-    #[test]
-    #[ignore = "minutes; run it in release"]
-    fn flux_dev() {
-        both(&Grid::whole(), shapes::flux_dev());
-    }
-
-    #[test]
-    #[ignore = "minutes; run it in release"]
-    fn sd35_large() {
-        both(&Grid::whole(), shapes::sd35_large());
-    }
-
-    #[test]
-    #[ignore = "minutes; run it in release"]
-    fn sdxl() {
-        both(&Grid::whole(), shapes::sdxl());
-    }
-
-    #[test]
-    #[ignore = "minutes; run it in release"]
-    fn wan_14b() {
-        both(&Grid::whole(), shapes::wan_14b());
-    }
+    both(shapes::wan_14b());
 }

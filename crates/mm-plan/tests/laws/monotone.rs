@@ -1,14 +1,13 @@
 //! Law 4: with more of anything, a request takes no longer, and what fitted still fits.
 
 use crate::{
+    effort::effort,
     generate::{Case, cost_case},
     run,
 };
 use mm_plan::{Component, ComponentPlan, Infeasible, Links, Plan};
 use proptest::{collection::btree_set, prelude::*};
 use std::collections::BTreeSet;
-
-const CASES: u32 = 200;
 
 /// Shares of a base value, permille, ascending; neighbours that differ by little as well.
 fn ladder() -> impl proptest::strategy::Strategy<Value = BTreeSet<u64>> {
@@ -64,7 +63,7 @@ fn bytes(case: &Case) -> u64 {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(CASES))]
+    #![proptest_config(ProptestConfig::with_cases(effort(200, 20_000)))]
 
     #[test]
     fn law_4_monotone_in_vram(case in cost_case(), ladder in ladder()) {

@@ -1,6 +1,7 @@
 //! Law 5: no placement is faster, by the twin's word; and `Threshold` never is.
 
 use crate::{
+    effort::effort,
     generate::{Case, cost_case},
     need,
     replay::{placed, size},
@@ -14,8 +15,6 @@ use mm_plan::{
     Slab, Stack,
 };
 use proptest::{collection::vec, prelude::*, sample::select, strategy::Strategy as Generator};
-
-const CASES: u32 = 300;
 
 fn group() -> impl Generator<Value = Group> {
     let slab = |dtype| (1..1000u64).prop_map(move |bytes| Slab { dtype, bytes });
@@ -115,7 +114,7 @@ fn beats_threshold(case: &Case) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(CASES))]
+    #![proptest_config(ProptestConfig::with_cases(effort(300, 10_000)))]
 
     #[test]
     fn law_5_optimal(case in small_case()) {
@@ -143,17 +142,5 @@ proptest! {
     #[test]
     fn never_slower_than_threshold(case in prop_oneof![small_case(), cost_case()]) {
         beats_threshold(&case);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10_000))]
-
-    /// The same on 10,000 cases, half a minute in release:
-    /// `cargo test --release -p mm-plan --test laws -- --ignored law_5`.
-    #[test]
-    #[ignore = "half a minute in release, far more in debug"]
-    fn law_5_optimal_in_ten_thousand_cases(case in small_case()) {
-        compare(&case);
     }
 }
