@@ -2,10 +2,10 @@
 
 use crate::{
     Activation, Basis, DeviceKind, Machine, Plan, Policy,
+    candidates::Slabs,
     frontier::{Frontier, Terms},
     input::Input,
     part::Part,
-    place,
     rates::RING,
 };
 use alloc::{vec, vec::Vec};
@@ -168,16 +168,8 @@ pub(crate) fn streaming(part: &Part<'_>, slots: u32) -> u128 {
     if !part.streamable {
         return part.bytes();
     }
-    let mut largest = [0u64; place::DTYPES];
-    let mut count = 0;
-    for (group, _) in &part.groups {
-        count += 1;
-        for slab in &group.slabs {
-            let most = &mut largest[slab.dtype as usize];
-            *most = slab.bytes.max(*most);
-        }
-    }
-    let slot: u128 = largest.iter().map(|bytes| u128::from(*bytes)).sum();
+    let count = part.groups.len() as u32;
+    let slot = Slabs::of(part).slot(&vec![true; part.groups.len()]);
     u128::from(part.component.rest) + slot * u128::from(slots.min(2).min(count))
 }
 

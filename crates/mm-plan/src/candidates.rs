@@ -5,7 +5,7 @@ use crate::{
     family::{Family, Set},
     frontier::{Score, Terms},
     notes::capped,
-    part::Part,
+    part::{Load, Part},
     place,
     rates::{Rates, Times},
     recurrence::{MAX_SLOTS, Work},
@@ -51,7 +51,7 @@ impl Candidates {
             _ => family.sets().to_vec(),
         };
         let mut this = Self { all: Vec::new(), kept: Vec::new(), apart: Vec::new(), least: u64::MAX };
-        let (total, slabs, loads) = (part.bytes(), Slabs::of(part), Loads::of(part));
+        let (total, slabs, whole) = (part.bytes(), Slabs::of(part), Load::of(part));
         let locks = terms.lock_cap > 0 && rates.has_tiers();
         let mut computed = Vec::with_capacity(part.groups.len() + 1);
         computed.push(0u64);
@@ -70,7 +70,7 @@ impl Candidates {
             let pass = Pass { computed: &computed, streamed: &streamed };
             let work = pass.work();
             let bytes = streamed.iter().map(|(i, ..)| part.groups[*i].1.bytes).sum::<u128>();
-            let load = loads.without(rates, bytes, streamed.iter().map(|(i, ..)| part.groups[*i].0));
+            let load = whole.without(rates, streamed.iter().map(|(i, ..)| part.groups[*i].0));
             let (slot, count) = (slabs.slot(&flags), streamed.len() as u32);
             for slots in 1..=terms.slot_cap.min(count).max(1) {
                 let device = total - bytes + if count == 0 { 0 } else { slot * u128::from(slots) };
@@ -106,35 +106,6 @@ impl Candidates {
             entries.sort_by_key(|e| (e.bound.device, e.bound, e.candidate));
         }
         this
-    }
-}
-
-/// What loading a whole component moves.
-struct Loads {
-    bytes: u128,
-    stored: u128,
-    copies: u64,
-}
-
-impl Loads {
-    fn of(part: &Part<'_>) -> Self {
-        let rest = u128::from(part.component.rest);
-        let (mut stored, mut copies) = (rest, u64::from(rest > 0));
-        for (group, _) in &part.groups {
-            stored += u128::from(group.host_bytes);
-            copies += group.slabs.len() as u64;
-        }
-        Self { bytes: part.bytes(), stored, copies }
-    }
-
-    /// Nanoseconds without these groups of so many bytes.
-    fn without<'g>(&self, rates: &Rates, bytes: u128, groups: impl Iterator<Item = &'g crate::Group>) -> u64 {
-        let (mut stored, mut copies) = (self.stored, self.copies);
-        for group in groups {
-            stored -= u128::from(group.host_bytes);
-            copies -= group.slabs.len() as u64;
-        }
-        rates.load(self.bytes - bytes, stored, copies)
     }
 }
 

@@ -10,10 +10,10 @@ use crate::{
     part::Part,
     planner,
     rates::{RING, Rates},
-    search::{self, Limits, Menu, Solution},
+    search::{self, Menu, Solution},
     simulate,
 };
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 /// About so many groups are walked through when counts of a stack are tried.
@@ -89,7 +89,7 @@ impl<'p, 'a> Problem<'p, 'a> {
                 host,
             });
             let menus: Vec<Menu<'_>> = menus.collect();
-            search::solve(&menus, Limits { phases: &budget.rooms }, steps, known)
+            search::solve(&menus, &budget.rooms, steps, known)
         };
         let parts: Vec<&Part<'_>> = self.frontiers.iter().map(|frontier| frontier.part).collect();
         let solutions = budget::shares(&parts, host).into_iter().filter_map(solve);
@@ -210,17 +210,8 @@ fn components(problem: &Problem<'_, '_>, solution: &Solution) -> Vec<ComponentPl
         let place = problem.frontiers.binary_search_by_key(&entry.holder, |f| f.part.index);
         let (Ok(place), false) = (place, problem.input.is_alias(index)) else {
             let holder = place.map(|place| strategy(&problem.frontiers[place], &solution.picks[place]));
-            return ComponentPlan {
-                name: entry.component.name.clone(),
-                strategy: holder.unwrap_or_default(),
-                rest: 0,
-                stacks: vec![],
-                slots: 0,
-                slot_bytes: 0,
-                engine_bytes: 0,
-                keep: false,
-                same_as: Some(problem.input.entries[entry.holder].component.name.clone()),
-            };
+            let (own, holds) = (&entry.component.name, &problem.input.entries[entry.holder].component.name);
+            return ComponentPlan::alias(own, holder.unwrap_or_default(), holds);
         };
         component(&problem.frontiers[place], &solution.picks[place])
     };

@@ -107,14 +107,35 @@ impl<'a> Part<'a> {
 
     /// Loading what does not stream, nanoseconds.
     pub(crate) fn load(&self, rates: &Rates, streams: impl Fn(usize) -> bool) -> u64 {
-        let rest = u128::from(self.component.rest);
-        let (mut bytes, mut stored, mut copies) = (rest, rest, u64::from(rest > 0));
-        for (index, (group, facts)) in self.groups.iter().enumerate() {
-            if !streams(index) {
-                bytes += facts.bytes;
-                stored += u128::from(group.host_bytes);
-                copies += group.slabs.len() as u64;
-            }
+        Load::of(self).without(rates, (0..self.groups.len()).filter(|i| streams(*i)).map(|i| self.groups[i].0))
+    }
+}
+
+/// What loading a whole component moves.
+pub(crate) struct Load {
+    bytes: u128,
+    stored: u128,
+    copies: u64,
+}
+
+impl Load {
+    pub(crate) fn of(part: &Part<'_>) -> Self {
+        let rest = u128::from(part.component.rest);
+        let (mut stored, mut copies) = (rest, u64::from(rest > 0));
+        for (group, _) in &part.groups {
+            stored += u128::from(group.host_bytes);
+            copies += group.slabs.len() as u64;
+        }
+        Self { bytes: part.bytes(), stored, copies }
+    }
+
+    /// Nanoseconds without these of its groups.
+    pub(crate) fn without<'g>(&self, rates: &Rates, groups: impl Iterator<Item = &'g Group>) -> u64 {
+        let Self { mut bytes, mut stored, mut copies } = *self;
+        for group in groups {
+            bytes -= place::group_bytes(group);
+            stored -= u128::from(group.host_bytes);
+            copies -= group.slabs.len() as u64;
         }
         rates.load(bytes, stored, copies)
     }

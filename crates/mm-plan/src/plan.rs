@@ -56,6 +56,21 @@ pub struct ComponentPlan {
 }
 
 impl ComponentPlan {
+    /// Of an alias: it has nothing of its own.
+    pub(crate) fn alias(name: &str, strategy: Strategy, holder: &str) -> Self {
+        Self {
+            name: name.into(),
+            strategy,
+            rest: 0,
+            stacks: Vec::new(),
+            slots: 0,
+            slot_bytes: 0,
+            engine_bytes: 0,
+            keep: false,
+            same_as: Some(holder.into()),
+        }
+    }
+
     /// How many groups stay resident, all stacks.
     pub fn resident_count(&self) -> usize {
         self.stacks.iter().flat_map(|s| &s.resident).filter(|r| **r).count()

@@ -177,20 +177,9 @@ fn count_residents(machine: &Machine, placement: &Placement<'_>, policy: &Policy
 fn component_plan(index: usize, input: &Input<'_>, placements: &Placements<'_>) -> ComponentPlan {
     let entry = &input.entries[index];
     let placement = &placements[&entry.holder];
-    let name = entry.component.name.clone();
+    let name = &entry.component.name;
     if input.is_alias(index) {
-        let same_as = Some(input.entries[entry.holder].component.name.clone());
-        return ComponentPlan {
-            name,
-            strategy: placement.strategy,
-            rest: 0,
-            stacks: vec![],
-            slots: 0,
-            slot_bytes: 0,
-            engine_bytes: 0,
-            keep: false,
-            same_as,
-        };
+        return ComponentPlan::alias(name, placement.strategy, &input.entries[entry.holder].component.name);
     }
     let stacks = entry.component.stacks.iter().zip(placement.flags());
     let stacks = stacks.map(|(stack, resident)| StackPlan {
@@ -200,7 +189,7 @@ fn component_plan(index: usize, input: &Input<'_>, placements: &Placements<'_>) 
     });
     let footprint = placement.footprint();
     ComponentPlan {
-        name,
+        name: name.clone(),
         strategy: placement.strategy,
         rest: entry.component.rest,
         stacks: stacks.collect(),

@@ -79,7 +79,7 @@ pub(crate) trait Observer {
         compute: (u64, u64),
     );
     /// A pass ended with its last compute.
-    fn pass(&mut self, pass: u64, end: u64);
+    fn pass(&mut self, pass: u64);
     /// After `passes` passes streamed group `item` was staged and copied for the next visit.
     fn refill(&mut self, passes: u64, item: usize, stage: Option<(u64, u64)>, copy: (u64, u64));
     /// Whether it wants to hear more.
@@ -90,7 +90,7 @@ impl Observer for () {
     #[inline]
     fn item(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: Option<(u64, u64)>, _: (u64, u64)) {}
     #[inline]
-    fn pass(&mut self, _: u64, _: u64) {}
+    fn pass(&mut self, _: u64) {}
     #[inline]
     fn refill(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: (u64, u64)) {}
     #[inline]
@@ -198,7 +198,7 @@ impl Course {
                 }
             }
             lanes.compute = lanes.compute.saturating_add(self.tail);
-            observer.pass(pass, lanes.compute);
+            observer.pass(pass);
             pass += 1;
             ends.rotate_left(1);
             ends[PACE] = lanes.compute;
@@ -294,7 +294,7 @@ mod tests {
         struct Ear;
         impl Observer for Ear {
             fn item(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: Option<(u64, u64)>, _: (u64, u64)) {}
-            fn pass(&mut self, _: u64, _: u64) {}
+            fn pass(&mut self, _: u64) {}
             fn refill(&mut self, _: u64, _: usize, _: Option<(u64, u64)>, _: (u64, u64)) {}
             fn listens(&self) -> bool {
                 true

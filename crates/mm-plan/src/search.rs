@@ -46,13 +46,6 @@ impl Menu<'_> {
     }
 }
 
-/// What there is.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits<'c> {
-    /// Device bytes in each phase.
-    pub(crate) phases: &'c [u64],
-}
-
 /// One choice per component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Solution {
@@ -63,20 +56,15 @@ pub(crate) struct Solution {
     pub(crate) complete: bool,
 }
 
-/// The best combination that fits; after about so many `steps` the best so far, which is no worse than `known`, a combination
+/// The best combination that fits `rooms`, the device bytes of each phase; after about so many `steps` the best so far, which is no worse than `known`, a combination
 /// that is known to fit. `None`: none fits.
-pub(crate) fn solve(
-    menus: &[Menu<'_>],
-    limits: Limits<'_>,
-    steps: usize,
-    known: Option<&Solution>,
-) -> Option<Solution> {
+pub(crate) fn solve(menus: &[Menu<'_>], rooms: &[u64], steps: usize, known: Option<&Solution>) -> Option<Solution> {
     let least: Option<Vec<Choice>> = menus.iter().map(Menu::smallest).collect();
     let least = least?;
     let mut search = Search {
         menus,
-        limits,
-        used: vec![0; limits.phases.len()],
+        rooms,
+        used: vec![0; rooms.len()],
         picks: least.clone(),
         least,
         order: Vec::new(),
@@ -88,7 +76,7 @@ pub(crate) fn solve(
     for (menu, choice) in menus.iter().zip(&search.least) {
         occupy(&mut search.used, menu, choice);
     }
-    if search.used.iter().zip(limits.phases).any(|(used, limit)| *used > u128::from(*limit)) {
+    if search.used.iter().zip(rooms).any(|(used, limit)| *used > u128::from(*limit)) {
         return None;
     }
     search.order = search.by_gain()?;
@@ -127,7 +115,8 @@ fn vacate(used: &mut [u128], menu: &Menu<'_>, choice: &Choice) {
 
 struct Search<'c> {
     menus: &'c [Menu<'c>],
-    limits: Limits<'c>,
+    /// Device bytes in each phase.
+    rooms: &'c [u64],
     /// Per phase; components not yet decided take their least.
     used: Vec<u128>,
     picks: Vec<Choice>,
@@ -157,7 +146,7 @@ impl Search<'_> {
     fn room(&self, i: usize) -> Room {
         let (now, menu) = (self.picks[i], &self.menus[i]);
         let own = u128::from(now.device());
-        let slack = |phase: usize| u128::from(self.limits.phases[phase]).saturating_sub(self.used[phase]);
+        let slack = |phase: usize| u128::from(self.rooms[phase]).saturating_sub(self.used[phase]);
         let within = menu.phases().map(slack).min().unwrap_or(0) + own;
         // Where it is active it is counted already; elsewhere only if it stays.
         let others = if self.used.len() > PHASES && !now.keep {
@@ -259,7 +248,7 @@ impl Search<'_> {
             let least = self.least[*i];
             self.swap(*i, &least, choice);
         }
-        let mut phases = self.used.iter().zip(self.limits.phases);
+        let mut phases = self.used.iter().zip(self.rooms);
         let fits = phases.all(|(used, room)| *used <= u128::from(*room));
         let score = sum(&self.picks);
         if fits && self.is_better(score) {
@@ -274,7 +263,7 @@ impl Search<'_> {
 
     /// Bytes that can still stay taken between phases.
     fn slack(&self) -> u128 {
-        let phases = self.limits.phases.iter().zip(&self.used);
+        let phases = self.rooms.iter().zip(&self.used);
         phases.map(|(room, used)| u128::from(*room).saturating_sub(*used)).min().unwrap_or(0)
     }
 

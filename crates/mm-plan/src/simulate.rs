@@ -365,7 +365,7 @@ impl Observer for Recorder<'_> {
         self.at = compute.1;
     }
 
-    fn pass(&mut self, pass: u64, _: u64) {
+    fn pass(&mut self, pass: u64) {
         if self.more {
             self.residents(pass, self.streamed.last().map_or(0, |last| last + 1));
             self.listed = pass + 1;
