@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("mm-engine", &["mm-plan", "mm-cache"]),
     ("mm-candle", &["mm-engine", "mm-plan", "mm-cache"]),
     ("mm-tch", &["mm-engine", "mm-plan", "mm-cache"]),
-    ("mm-diffusion", &["mm-candle", "mm-engine", "mm-plan", "mm-cache"]),
+    ("mm-diffusion", &["mm-candle", "mm-engine", "mm-plan", "mm-cache", "mm-probe"]),
     ("mm-cli", &["mm-diffusion", "mm-candle", "mm-engine", "mm-plan", "mm-cache", "mm-probe"]),
 ];
 

@@ -56,8 +56,12 @@ pub(crate) struct ProbeArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Diffusers folder, model folder, .safetensors file or *.safetensors.index.json
+    /// Diffusers folder, model folder, .safetensors or .gguf file, *.safetensors.index.json, or the id of a repository in the
+    /// local Hugging Face cache, as org/name or org/name@revision
     pub(crate) path: PathBuf,
+    /// Count this variant of the weights where there is one: fp16
+    #[arg(long)]
+    pub(crate) variant: Option<String>,
     /// Count weights as cast to this type instead of as stored
     #[arg(long, value_enum)]
     pub(crate) dtype: Option<ComputeType>,
@@ -69,8 +73,11 @@ pub(crate) struct InspectArgs {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("what").required(true).args(["path", "spec"]))]
 pub(crate) struct PlanArgs {
-    /// Checkpoint to take the components from
+    /// Checkpoint to take the components from, as for `mm inspect`
     pub(crate) path: Option<PathBuf>,
+    /// Take this variant of the weights where there is one: fp16
+    #[arg(long, conflicts_with = "spec")]
+    pub(crate) variant: Option<String>,
     /// Plan this JSON spec instead, `-` for standard input; several, one a line, are answered one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) spec: Option<PathBuf>,
@@ -114,8 +121,11 @@ pub(crate) struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Diffusers folder of the pipeline
+    /// Diffusers folder of the pipeline, or the id of a repository in the local Hugging Face cache
     pub(crate) path: PathBuf,
+    /// Load this variant of the weights where there is one: fp16
+    #[arg(long)]
+    pub(crate) variant: Option<String>,
     /// What to draw
     #[arg(long)]
     pub(crate) prompt: String,

@@ -5,7 +5,7 @@ use crate::exit::Failure;
 use crate::size::show;
 use crate::table::{Table, print, print_document};
 use mm_plan::{Component, Stack};
-use mm_probe::Checkpoint;
+use mm_probe::{Checkpoint, Unloaded};
 use serde::Serialize;
 
 /// `components` is what a spec takes; what else was found stands beside it.
@@ -17,7 +17,7 @@ struct Answer {
 }
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
-    let checkpoint = mm_probe::inspect(&args.path, args.dtype.map(Into::into))?;
+    let checkpoint = mm_probe::inspect_variant(&args.path, args.dtype.map(Into::into), args.variant.as_deref())?;
     if args.json {
         return print_document(&Answer { schema: 1, components: checkpoint.to_plan(), checkpoint });
     }
@@ -44,11 +44,32 @@ fn table(checkpoint: &Checkpoint) -> String {
             stacks.row(stack_row(&part.name, stack));
         }
     }
-    let class = checkpoint.class.as_ref().map_or(String::new(), |class| format!("{class}\n\n"));
-    match checkpoint.components.iter().all(|part| part.component.stacks.is_empty()) {
-        true => format!("{class}{components}"),
-        false => format!("{class}{components}\n{stacks}"),
+    let class = checkpoint.class.as_ref().map(|class| format!("{class}\n\n"));
+    let any = checkpoint.components.iter().any(|part| !part.component.stacks.is_empty());
+    let stacks = any.then(|| format!("\n{stacks}"));
+    let remarks = remarks(checkpoint).into_iter().map(|remark| format!("\n- {remark}"));
+    class.into_iter().chain([components.to_string()]).chain(stacks).chain(remarks).collect()
+}
+
+/// What the sizes alone don't tell.
+fn remarks(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut remarks = Vec::new();
+    for part in &checkpoint.components {
+        let name = &part.name;
+        if let Some(variant) = &part.variant {
+            remarks.push(format!("{name}: these are the weights of the variant {variant}"));
+        }
+        if let Some(first) = &part.same_as {
+            remarks.push(format!("{name}: its files are those of {first}, they count once"));
+        }
+        remarks.extend(part.unloaded.iter().map(|some| format!("{name}: {}", not_loaded(some))));
     }
+    remarks.extend(checkpoint.unloaded.iter().map(not_loaded));
+    remarks
+}
+
+fn not_loaded(some: &Unloaded) -> String {
+    format!("{} tensors of {} are not loaded: {}", some.tensors, show(some.bytes), some.reason)
 }
 
 fn stack_row(component: &str, stack: &Stack) -> [String; 4] {

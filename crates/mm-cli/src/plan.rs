@@ -9,6 +9,7 @@ use crate::spec;
 use crate::table::{print, print_document};
 use mm_diffusion::{Folder, LoadOptions};
 use mm_plan::{Component, DType, Links, Machine, Plan, Policy, Spec};
+use mm_probe::Checkpoint;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -30,22 +31,31 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
 fn from_checkpoint(path: &Path, args: &PlanArgs) -> Result<Spec, Failure> {
     let report = mm_probe::probe();
     let (machine, components) = match args.device {
-        None => (report.machine(None), mm_probe::inspect(path, args.dtype.map(Into::into))?.to_plan()),
+        None => (report.machine(None), headers(path, args)?.to_plan()),
         Some(device) => {
             let machine = match device {
                 DeviceName::Cpu => report.host_machine(args.vram.or(args.ram)),
                 DeviceName::Cuda(index) => report.machine(usize::try_from(index).ok()),
             };
-            (machine, describe(path, &load_options(device, args.dtype)?)?)
+            let folder = folder(path, args.variant.as_ref())?;
+            (machine, describe(&folder, &load_options(device, args.dtype)?)?)
         }
     };
     Ok(Spec { schema: 1, machine, components, policy: Policy::default() })
 }
 
-fn describe(path: &Path, options: &LoadOptions) -> Result<Vec<Component>, Failure> {
-    Folder::open(path)
-        .and_then(|folder| mm_diffusion::describe(&folder, options))
-        .map_err(|error| Failure::of_pipeline(error, Stage::Load))
+fn headers(path: &Path, args: &PlanArgs) -> Result<Checkpoint, Failure> {
+    Ok(mm_probe::inspect_variant(path, args.dtype.map(Into::into), args.variant.as_deref())?)
+}
+
+/// The pipeline's folder, wherever the path leads.
+pub(crate) fn folder(path: &Path, variant: Option<&String>) -> Result<Folder, Failure> {
+    let folder = Folder::open(mm_probe::locate(path)?).map_err(|error| Failure::of_pipeline(error, Stage::Load))?;
+    Ok(folder.variant(variant.cloned()))
+}
+
+fn describe(folder: &Folder, options: &LoadOptions) -> Result<Vec<Component>, Failure> {
+    mm_diffusion::describe(folder, options).map_err(|error| Failure::of_pipeline(error, Stage::Load))
 }
 
 /// A pipeline on this device: f32 on the CPU and bf16 on CUDA, unless a type is given.

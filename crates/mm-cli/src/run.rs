@@ -4,12 +4,12 @@ use crate::args::{DeviceName, RunArgs};
 use crate::exit::{Failure, Stage};
 use crate::memory::Watch;
 use crate::output::OutputFile;
-use crate::plan::{load_options, present};
+use crate::plan::{folder, load_options, present};
 use crate::report::Report;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
-use mm_diffusion::{Folder, Generated, LoadOptions, Passes, Request, ZImage};
+use mm_diffusion::{Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::EngineError;
 use mm_plan::{Plan, Policy};
 use serde_json::Value;
@@ -114,13 +114,12 @@ fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {
     let denoise = args.steps + u32::from(args.dump.is_some());
     let passes = Passes { encode, denoise, ..Passes::default() };
     let options = LoadOptions { passes, ..load_options(args.device, args.dtype)? };
-    Folder::open(&args.path)
-        .and_then(|folder| ZImage::load(&folder, &options, manager))
-        .map_err(|error| Failure::of_pipeline(error, Stage::Load))
+    let folder = folder(&args.path, args.variant.as_ref())?;
+    ZImage::load(&folder, &options, manager).map_err(|error| Failure::of_pipeline(error, Stage::Load))
 }
 
 fn request(args: &RunArgs) -> Result<Request, Failure> {
-    let side = side(&args.path);
+    let side = side(&mm_probe::locate(&args.path)?);
     let mut request = Request {
         prompt: args.prompt.clone(),
         negative: args.negative.clone(),

@@ -22,6 +22,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The files of a component's weights can't be told: fetch the checkpoint again, or choose a variant.
+    #[error(transparent)]
+    Weights(#[from] mm_probe::InspectError),
     /// A configuration file is broken: fetch it again.
     #[error("{} cannot be read as configuration: {source}", file.display())]
     Json {

@@ -1,11 +1,11 @@
 //! A Diffusers folder: which classes it holds, their configuration, and the files of their weights.
 
 use crate::Error;
-use serde::{Deserialize, de::DeserializeOwned};
+use mm_probe::{Library, weight_files};
+use serde::de::DeserializeOwned;
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::{Component as Part, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 /// An opened folder; only `model_index.json` has been read.
@@ -13,11 +13,7 @@ use std::{
 pub struct Folder {
     root: PathBuf,
     index: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
+    variant: Option<String>,
 }
 
 impl Folder {
@@ -31,7 +27,13 @@ impl Folder {
             return Err(Error::Missing { path: root, needed: "a folder with a model_index.json".into() });
         }
         let index = read_json(&root.join("model_index.json"))?;
-        Ok(Self { root, index })
+        Ok(Self { root, index, variant: None })
+    }
+
+    /// Weights of this variant (`fp16`) are taken where a component has it.
+    #[must_use]
+    pub fn variant(self, variant: Option<String>) -> Self {
+        Self { variant, ..self }
     }
 
     /// The pipeline's class, `ZImagePipeline` for example.
@@ -75,48 +77,13 @@ impl Folder {
         Ok((read_json(&file)?, file))
     }
 
-    /// The files that hold a component's weights: those that its index names, or the single one.
-    pub(crate) fn weights(&self, component: &str, stem: &str) -> Result<Vec<PathBuf>, Error> {
+    /// The files of a component's weights, as `library` would load them.
+    pub(crate) fn weights(&self, component: &str, library: Library) -> Result<Vec<PathBuf>, Error> {
         let folder = self.path(component);
-        let index = folder.join(format!("{stem}.safetensors.index.json"));
-        if !index.is_file() {
-            let single = folder.join(format!("{stem}.safetensors"));
-            return match single.is_file() {
-                true => Ok(vec![single]),
-                false => Err(Error::Missing {
-                    path: single,
-                    needed: format!("the weights of {component}, or an index of shards"),
-                }),
-            };
+        match weight_files(&folder, library, self.variant.as_deref())? {
+            Some(weights) => Ok(weights.files),
+            None => Err(Error::Missing { path: folder, needed: format!("the weights of {component}, *.safetensors") }),
         }
-        let shards: BTreeSet<String> = read_json::<ShardIndex>(&index)?.weight_map.into_values().collect();
-        if shards.is_empty() {
-            return Err(Error::Config {
-                file: index,
-                key: "weight_map".into(),
-                found: "{}".into(),
-                reason: "names no shard".into(),
-            });
-        }
-        shards.into_iter().map(|shard| shard_path(&folder, &index, &shard)).collect()
-    }
-}
-
-/// A shard lies beside its index: a name that leads elsewhere is refused.
-fn shard_path(folder: &Path, index: &Path, shard: &str) -> Result<PathBuf, Error> {
-    let mut parts = Path::new(shard).components();
-    if !matches!((parts.next(), parts.next()), (Some(Part::Normal(_)), None)) {
-        return Err(Error::Config {
-            file: index.to_owned(),
-            key: "weight_map".into(),
-            found: shard.to_owned(),
-            reason: "a shard is a file name without folders".into(),
-        });
-    }
-    let path = folder.join(shard);
-    match path.is_file() {
-        true => Ok(path),
-        false => Err(Error::Missing { path, needed: format!("a shard that {} names", index.display()) }),
     }
 }
 

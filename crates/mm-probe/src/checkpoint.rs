@@ -3,27 +3,32 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mm_plan::{Component, DType, Granularity, Group, Slab, Stack};
-use safetensors::Dtype;
+use mm_plan::{Component, DType, Granularity, Group, Stack};
 use serde::Serialize;
 
 use crate::error::InspectError;
-use crate::header::{self, Tensor};
+use crate::files::WeightFiles;
+use crate::hub;
 use crate::layout::{self, Source};
+use crate::packed::Packed;
+use crate::shared;
+use crate::single_file;
 use crate::stacks;
-
-/// Each tensor in a slab starts at a multiple of this; as the engine packs.
-const ALIGN: u64 = 256;
+use crate::tensor::{Tensor, is_float};
+use crate::unloaded::{self, Unloaded};
+use crate::{gguf, header};
 
 /// A checkpoint as its headers describe it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Checkpoint {
-    /// Where it is, as it was given.
+    /// Where it is: as it was given, or where the local cache keeps the repository.
     pub path: PathBuf,
     /// The pipeline's class, of a Diffusers folder: `ZImagePipeline`.
     pub class: Option<String>,
     /// The components that hold weights, sorted by name.
     pub components: Vec<CheckpointComponent>,
+    /// What an all-in-one file holds that is of no component.
+    pub unloaded: Vec<Unloaded>,
 }
 
 /// One component of a checkpoint.
@@ -33,38 +38,98 @@ pub struct CheckpointComponent {
     pub name: String,
     /// Its class, where a document names it: `ZImageTransformer2DModel`.
     pub class: Option<String>,
+    /// The variant whose files these are, where it isn't the plain one: `fp16`.
+    pub variant: Option<String>,
     /// Its weights files, sorted.
     pub files: Vec<PathBuf>,
-    /// How many tensors it has.
+    /// The component before it whose files are the very same.
+    pub same_as: Option<String>,
+    /// How many tensors it loads.
     pub tensors: usize,
-    /// Bytes in the files by stored element type, in lower case: `bf16`.
+    /// Bytes in the files by stored element type, in lower case: `bf16`, `q4_k`.
     pub stored: BTreeMap<String, u64>,
     /// Bytes of the weights in the type asked for, without alignment.
     pub device_bytes: u64,
+    /// What of that is in no stack.
+    pub rest_bytes: u64,
+    /// Its stacks of blocks, sorted by name.
+    pub stacks: Vec<BlockStack>,
+    /// What its files hold and it does not load.
+    pub unloaded: Vec<Unloaded>,
     /// As the planner takes it, slabs and rest aligned as the engine packs them. Provisional: the adapter knows
     /// which tensors the model really asks for, and what of it can be streamed.
     #[serde(skip)]
     pub component: Component,
 }
 
-/// Reads what the checkpoint at `path` holds: a Diffusers folder, a model's folder, a `.safetensors` file or a
-/// `*.safetensors.index.json`. Only headers are read, and only of the files that an index names.
+/// A stack of blocks, in bytes without alignment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BlockStack {
+    /// Its path inside the component: `layers`.
+    pub name: String,
+    /// Its blocks, in order.
+    pub blocks: Vec<BlockBytes>,
+}
+
+/// One block's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BlockBytes {
+    /// In the files.
+    pub stored: u64,
+    /// In the type asked for.
+    pub device: u64,
+}
+
+/// Reads what the checkpoint at `path` holds: a Diffusers folder, a model's folder, a `.safetensors` or GGUF file, a
+/// `*.safetensors.index.json`, a snapshot in the Hugging Face cache, or the id of a repository that is in it. Only headers
+/// are read, and only of the files that would be loaded.
 ///
 /// `dtype` is the type the weights are to be computed in: floating-point weights are counted as cast to it, all
-/// others as they are stored. `None` counts everything as stored.
+/// others, quantized ones among them, as they are stored. `None` counts everything as stored.
 ///
 /// # Errors
 /// [`InspectError`], which names the file and what to do about it. No input makes it panic.
 pub fn inspect(path: impl AsRef<Path>, dtype: Option<DType>) -> Result<Checkpoint, InspectError> {
-    let path = path.as_ref();
+    inspect_variant(path, dtype, None)
+}
+
+/// As [`inspect`], of a variant of the weights (`fp16`) where a component has it.
+///
+/// # Errors
+/// As [`inspect`]; [`InspectError::Variant`] where no component has that variant.
+pub fn inspect_variant(
+    path: impl AsRef<Path>,
+    dtype: Option<DType>,
+    variant: Option<&str>,
+) -> Result<Checkpoint, InspectError> {
     if let Some(dtype) = dtype
         && !is_float(dtype)
     {
         return Err(InspectError::Dtype { dtype });
     }
-    let (class, sources) = layout::sources(path)?;
-    let components = sources.into_iter().map(|source| component(source, dtype)).collect::<Result<_, _>>()?;
-    Ok(Checkpoint { path: path.to_owned(), class, components })
+    let path = hub::locate(path.as_ref())?;
+    let (class, sources) = layout::sources(&path, variant)?;
+    let (mut components, mut unloaded) = (Vec::new(), Vec::new());
+    let alone = class.is_none() && sources.len() == 1;
+    for source in sources {
+        let tensors = tensors(&source.weights)?;
+        let described = match if alone { single_file::split(tensors) } else { Err(tensors) } {
+            Err(tensors) => vec![describe(source, tensors, dtype)],
+            Ok((parts, stray)) => {
+                unloaded = unloaded::stray(&stray);
+                let part = |part: single_file::Part| {
+                    let weights = source.weights.clone();
+                    describe(Source { name: part.name, class: None, config: None, weights }, part.tensors, dtype)
+                };
+                parts.into_iter().map(part).collect()
+            }
+        };
+        components.extend(described);
+    }
+    if class.is_some() {
+        shared::mark(&mut components);
+    }
+    Ok(Checkpoint { path, class, components, unloaded })
 }
 
 impl Checkpoint {
@@ -81,45 +146,59 @@ impl CheckpointComponent {
     }
 }
 
-fn component(source: Source, dtype: Option<DType>) -> Result<CheckpointComponent, InspectError> {
-    let tensors = tensors(&source)?;
-    let all = Packed::of(&tensors, dtype);
+fn describe(source: Source, tensors: Vec<Tensor>, dtype: Option<DType>) -> CheckpointComponent {
+    let (tensors, unloaded) = unloaded::take(tensors, source.class.as_deref(), source.config.as_ref());
     let (found, outside) = stacks::find(&tensors);
-    let stack = |stack: stacks::Found| Stack {
-        name: stack.name,
-        groups: stack.blocks.iter().map(|block| Packed::of(pick(&tensors, block), dtype).into_group()).collect(),
-    };
-    let stacks: Vec<Stack> = found.into_iter().map(stack).collect();
+    let rest = Packed::of(pick(&tensors, &outside), dtype);
+    let (rest_bytes, mut device_bytes) = (rest.device, rest.device);
+    let (mut stacks, mut reported) = (Vec::new(), Vec::new());
+    for stack in found {
+        let packed: Vec<Packed> = stack.blocks.iter().map(|block| Packed::of(pick(&tensors, block), dtype)).collect();
+        device_bytes = packed.iter().fold(device_bytes, |sum, block| sum.saturating_add(block.device));
+        let blocks = packed.iter().map(|block| BlockBytes { stored: block.stored, device: block.device }).collect();
+        reported.push(BlockStack { name: stack.name.clone(), blocks });
+        let groups: Vec<Group> = packed.into_iter().map(Packed::into_group).collect();
+        stacks.push(Stack { name: stack.name, groups });
+    }
     let component = Component {
         granularity: if stacks.is_empty() { Granularity::Whole } else { Granularity::Blocks },
         stacks,
         phase: phase(&source.name),
-        ..Component::whole(source.name.as_str(), Packed::of(pick(&tensors, &outside), dtype).into_group().bytes())
+        ..Component::whole(source.name.as_str(), rest.into_group().bytes())
     };
-    Ok(CheckpointComponent {
+    CheckpointComponent {
         name: source.name,
         class: source.class,
-        files: source.files,
+        variant: source.weights.variant,
+        files: source.weights.files,
+        same_as: None,
         tensors: tensors.len(),
         stored: stored_by_type(&tensors),
-        device_bytes: all.exact,
+        device_bytes,
+        rest_bytes,
+        stacks: reported,
+        unloaded,
         component,
-    })
+    }
 }
 
 /// The tensors of all files of a component, each name once, and all that the index promises among them.
-fn tensors(source: &Source) -> Result<Vec<Tensor>, InspectError> {
-    let mut homes: BTreeMap<String, &Path> = BTreeMap::new();
+fn tensors(weights: &WeightFiles) -> Result<Vec<Tensor>, InspectError> {
     let mut tensors = Vec::new();
-    for file in &source.files {
-        for tensor in header::read(file)? {
-            if let Some(first) = homes.insert(tensor.name.clone(), file) {
-                return Err(InspectError::Duplicate { tensor: tensor.name, first: first.into(), second: file.clone() });
+    let mut homes: BTreeMap<String, &Path> = BTreeMap::new();
+    let several = weights.files.len() > 1 || weights.index.is_some();
+    for file in &weights.files {
+        let read = if is_gguf(file) { gguf::read(file)? } else { header::read(file)? };
+        for tensor in &read {
+            // One file names nothing twice: its reader has seen to that.
+            if several && let Some(first) = homes.insert(tensor.name.clone(), file) {
+                let (tensor, first, second) = (tensor.name.clone(), first.into(), file.clone());
+                return Err(InspectError::Duplicate { tensor, first, second });
             }
-            tensors.push(tensor);
         }
+        tensors.extend(read);
     }
-    if let Some((index, promised)) = &source.index {
+    if let Some((index, promised)) = &weights.index {
         for (file, tensor) in promised.iter().flat_map(|(file, names)| names.iter().map(move |name| (file, name))) {
             if homes.get(tensor) != Some(&file.as_path()) {
                 let reason = format!("is not in it, though {} says so: fetch the checkpoint again", index.display());
@@ -130,6 +209,10 @@ fn tensors(source: &Source) -> Result<Vec<Tensor>, InspectError> {
     Ok(tensors)
 }
 
+fn is_gguf(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| extension == "gguf")
+}
+
 fn pick<'a>(tensors: &'a [Tensor], positions: &[usize]) -> impl Iterator<Item = &'a Tensor> {
     positions.iter().map(|&position| &tensors[position])
 }
@@ -137,76 +220,10 @@ fn pick<'a>(tensors: &'a [Tensor], positions: &[usize]) -> impl Iterator<Item = 
 fn stored_by_type(tensors: &[Tensor]) -> BTreeMap<String, u64> {
     let mut stored = BTreeMap::new();
     for tensor in tensors {
-        let name = match plan_dtype(tensor.dtype) {
-            DType::Bytes => tensor.dtype.to_string().to_lowercase(),
-            named => named.name().to_owned(),
-        };
-        let bytes: &mut u64 = stored.entry(name).or_default();
+        let bytes: &mut u64 = stored.entry(tensor.stored.name()).or_default();
         *bytes = bytes.saturating_add(tensor.bytes);
     }
     stored
-}
-
-/// Tensors laid side by side: one slab per element type on the device. Sums saturate, as sizes are only claims of a
-/// header about a file that may be sparse.
-#[derive(Default)]
-struct Packed {
-    slabs: BTreeMap<DType, u64>,
-    exact: u64,
-    stored: u64,
-}
-
-impl Packed {
-    fn of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>, dtype: Option<DType>) -> Self {
-        let mut packed = Self::default();
-        for tensor in tensors {
-            let (on_device, bytes) = on_device(tensor, dtype);
-            let slab = packed.slabs.entry(on_device).or_default();
-            *slab = slab.saturating_add(bytes.checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX));
-            packed.exact = packed.exact.saturating_add(bytes);
-            packed.stored = packed.stored.saturating_add(tensor.bytes);
-        }
-        packed
-    }
-
-    fn into_group(self) -> Group {
-        let slabs = self.slabs.into_iter().map(|(dtype, bytes)| Slab { dtype, bytes }).collect();
-        Group { slabs, host_bytes: self.stored, compute_ns: None }
-    }
-}
-
-/// A tensor's element type and bytes on the device.
-fn on_device(tensor: &Tensor, asked: Option<DType>) -> (DType, u64) {
-    let stored = plan_dtype(tensor.dtype);
-    match asked {
-        Some(asked) if is_float(stored) => (asked, (tensor.bytes / stored.size()).saturating_mul(asked.size())),
-        _ => (stored, tensor.bytes),
-    }
-}
-
-fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::Bf16 | DType::F8e4m3 | DType::F8e5m2)
-}
-
-/// `Bytes` for what the planner has no name for: packed and scaled formats, which are never cast.
-fn plan_dtype(stored: Dtype) -> DType {
-    match stored {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::Bf16,
-        Dtype::F8_E4M3 => DType::F8e4m3,
-        Dtype::F8_E5M2 => DType::F8e5m2,
-        Dtype::I64 => DType::I64,
-        Dtype::I32 => DType::I32,
-        Dtype::I16 => DType::I16,
-        Dtype::I8 => DType::I8,
-        Dtype::U64 => DType::U64,
-        Dtype::U32 => DType::U32,
-        Dtype::U16 => DType::U16,
-        Dtype::U8 | Dtype::BOOL => DType::U8,
-        _ => DType::Bytes,
-    }
 }
 
 /// When a component of that usual name is active: encode, denoise, decode.

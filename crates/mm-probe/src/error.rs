@@ -4,6 +4,13 @@ use std::path::PathBuf;
 
 use mm_plan::DType;
 
+fn variants(there: &[String]) -> String {
+    match there {
+        [] => "there are no variants, leave the choice out".to_owned(),
+        there => format!("there are: {}", there.join(", ")),
+    }
+}
+
 /// Why a checkpoint could not be inspected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,12 +30,50 @@ pub enum InspectError {
         path: PathBuf,
     },
     /// Named by another file but not there: the download is incomplete, finish it.
-    #[error("{} is missing, but {} names it: finish the download", path.display(), named_by.display())]
+    #[error("{} is missing, but {} names it: finish the download{}", path.display(), named_by.display(), partial.as_ref().map_or_else(String::new, |partial| format!(" (a part of one is there: {})", partial.display())))]
     Missing {
         /// What is missing.
         path: PathBuf,
         /// The file that names it.
         named_by: PathBuf,
+        /// A file that a download left behind half-finished, where one was found.
+        partial: Option<PathBuf>,
+    },
+    /// Several sets of weights and nothing that says which to load: name one of them.
+    #[error("{} has several sets of weights: {}; {instead}", folder.display(), there.join(", "))]
+    Ambiguous {
+        /// The folder.
+        folder: PathBuf,
+        /// What is there, sorted; the first few.
+        there: Vec<String>,
+        /// How to name one.
+        instead: &'static str,
+    },
+    /// No component has the variant that was asked for: ask for one that is there.
+    #[error("{} has no variant `{variant}`; {}", folder.display(), variants(there))]
+    Variant {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+        /// The variant asked for.
+        variant: String,
+        /// The variants that are there.
+        there: Vec<String>,
+    },
+    /// A repository, or a revision of it, that is not in the local cache: download it, nothing is fetched here.
+    #[error("{id} is not in the local Hugging Face cache: {reason}")]
+    NotCached {
+        /// `org/name`, with `@revision` where one was given.
+        id: String,
+        /// What is missing, and where it was looked for.
+        reason: String,
+    },
+    /// A part of a sharded checkpoint without the index that would name all of them: finish the download.
+    #[error("{} is one of several files, and what is missing is {needed}", shard.display())]
+    NoIndex {
+        /// The first part.
+        shard: PathBuf,
+        /// What is missing, and what to do.
+        needed: &'static str,
     },
     /// Nothing to inspect in this folder: name another one.
     #[error("{} holds no weights: {needed}", folder.display())]
@@ -39,7 +84,7 @@ pub enum InspectError {
         needed: &'static str,
     },
     /// The checkpoint has a form that is not read yet: convert it, or name another file.
-    #[error("{} is {form}, which is not supported yet: {instead}", path.display())]
+    #[error("{} is {form}, which is not read: {instead}", path.display())]
     Unsupported {
         /// The path.
         path: PathBuf,
@@ -66,11 +111,13 @@ pub enum InspectError {
         /// Bytes in the file.
         have: u64,
     },
-    /// The header is no safetensors header: the file is another format, or damaged.
-    #[error("{}: not a safetensors file: {reason}", file.display())]
+    /// The header is none of that format: the file is another format, or damaged.
+    #[error("{}: not a {format} file: {reason}", file.display())]
     Header {
         /// The file.
         file: PathBuf,
+        /// What its name says it is: `safetensors` or `GGUF`.
+        format: &'static str,
         /// What is wrong with it.
         reason: String,
     },

@@ -11,25 +11,16 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 
 use crate::document;
 use crate::error::InspectError;
+use crate::tensor::{Stored, Tensor};
 
 /// The format's own cap on headers.
 const MAX_HEADER: u64 = 100_000_000;
 const LENGTH_BYTES: u64 = 8;
 
-/// One tensor of a checked header.
-#[derive(Clone, Debug)]
-pub(crate) struct Tensor {
-    pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    /// Bytes in the file.
-    pub(crate) bytes: u64,
-}
-
 /// Reads the header of a safetensors file, tensors in the order they lie in. Memory goes by what is there, never by
 /// what a number in the file claims.
 pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
-    let header = |reason: String| InspectError::Header { file: path.to_owned(), reason };
+    let header = |reason: String| InspectError::Header { file: path.to_owned(), format: "safetensors", reason };
     let (mut file, size) = document::open(path)?;
     let truncated = |need| InspectError::Truncated { file: path.to_owned(), need, have: size };
 
@@ -60,7 +51,7 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
     }
     let tensor = |(name, info): (String, TensorInfo)| {
         let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
-        Tensor { name, dtype: info.dtype, shape: info.shape, bytes }
+        Tensor { name, shape: info.shape.into(), stored: Stored::Safetensors(info.dtype), bytes }
     };
     Ok(tensors.into_iter().map(tensor).collect())
 }

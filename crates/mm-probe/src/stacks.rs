@@ -1,70 +1,122 @@
-//! Repeated blocks, recognized by the names of their tensors.
+//! Repeated blocks, recognized by the names and ranks of their tensors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::header::Tensor;
+use crate::tensor::Tensor;
+
+/// From so many blocks on, a stack is the unit that is planned, whatever is repeated inside its blocks. Fewer, and what is
+/// inside them is looked at: a UNet has three or four levels, and the blocks worth streaming are in those.
+const MANY: usize = 8;
+
+/// Deeper nesting is in no model, and a name may have any number of indices.
+const DEEPEST: usize = 8;
 
 /// A repeated stack: for each block, in order, the positions of its tensors in the list that was searched.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) name: String,
     pub(crate) blocks: Vec<Vec<usize>>,
 }
 
-/// `prefix.N.suffix`, split at its outermost index.
-struct Split<'a> {
-    prefix: &'a str,
-    index: u64,
-    suffix: &'a str,
+/// All stacks among a component's tensors, sorted by name, and the positions of the tensors in none of them, in order.
+///
+/// A stack is `prefix.0.…` to `prefix.n-1.…`, n at least 2, whose blocks are mostly alike: they need not be equal, as the
+/// first or the last block of many models has a tensor more, or fewer. Where the outermost indices don't make a stack, or
+/// only a short one, stacks inside its blocks are taken instead, if most of the bytes are in those.
+pub(crate) fn find(tensors: &[Tensor]) -> (Vec<Found>, Vec<usize>) {
+    let all = (0..tensors.len()).map(|position| (position, 0)).collect();
+    let mut stacks = search(tensors, all, 0);
+    stacks.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut inside = vec![false; tensors.len()];
+    stacks.iter().flat_map(|stack| &stack.blocks).flatten().for_each(|position| inside[*position] = true);
+    (stacks, (0..tensors.len()).filter(|position| !inside[*position]).collect())
 }
 
-/// What must repeat from block to block: each tensor's suffix and shape.
-type Outline<'a> = BTreeSet<(&'a str, &'a [usize])>;
+/// A tensor, and where in its name to look for the next index.
+type Candidate = (usize, usize);
 
-/// All stacks among a component's tensors, sorted by name, and the positions of the tensors in none of them.
-///
-/// A stack is `prefix.0.…` to `prefix.n-1.…`, n at least 2, with the same suffixes and shapes in each. Indices nested in
-/// a block belong to the block; where the outermost ones do not repeat evenly, the tensors are in no stack.
-pub(crate) fn find(tensors: &[Tensor]) -> (Vec<Found>, Vec<usize>) {
-    let mut candidates: BTreeMap<&str, BTreeMap<u64, (Outline, Vec<usize>)>> = BTreeMap::new();
-    let mut rest = Vec::new();
-    for (position, tensor) in tensors.iter().enumerate() {
-        let Some(split) = split(&tensor.name) else {
-            rest.push(position);
-            continue;
-        };
-        let (outline, members) = candidates.entry(split.prefix).or_default().entry(split.index).or_default();
-        outline.insert((split.suffix, &tensor.shape));
-        members.push(position);
+/// The candidates of one index, by that index.
+type Entries = BTreeMap<u64, Vec<Candidate>>;
+
+/// Stacks among these tensors; an index is looked for only behind what was seen of a name already.
+fn search(tensors: &[Tensor], candidates: Vec<Candidate>, depth: usize) -> Vec<Found> {
+    if depth == DEEPEST {
+        return Vec::new();
     }
-    let mut stacks = Vec::new();
-    for (prefix, entries) in candidates {
-        let evenly = repeats(&entries);
-        let blocks = entries.into_values().map(|(_, members)| members);
-        if evenly {
-            stacks.push(Found { name: prefix.to_owned(), blocks: blocks.collect() });
-        } else {
-            rest.extend(blocks.flatten());
+    let mut prefixes: BTreeMap<&str, Entries> = BTreeMap::new();
+    for (position, from) in candidates {
+        let name = tensors[position].name.as_str();
+        if let Some(split) = split(name, from) {
+            let entries = prefixes.entry(&name[..split.prefix]).or_default();
+            entries.entry(split.index).or_default().push((position, split.suffix));
         }
     }
-    (stacks, rest)
+    prefixes.into_iter().flat_map(|(prefix, entries)| stacks_at(tensors, prefix, entries, depth)).collect()
 }
 
-fn repeats(entries: &BTreeMap<u64, (Outline, Vec<usize>)>) -> bool {
-    let complete = entries.len() >= 2 && entries.keys().copied().eq(0..entries.len() as u64);
-    let mut outlines = entries.values().map(|(outline, _)| outline);
-    let first = outlines.next();
-    complete && outlines.all(|outline| Some(outline) == first)
+fn stacks_at(tensors: &[Tensor], prefix: &str, entries: Entries, depth: usize) -> Vec<Found> {
+    let positions = |block: &Vec<Candidate>| block.iter().map(|(position, _)| *position).collect();
+    let blocks = || entries.values().map(positions).collect();
+    let stack = is_stack(tensors, &entries).then(|| Found { name: prefix.to_owned(), blocks: blocks() });
+    let many = stack.as_ref().is_some_and(|stack| stack.blocks.len() >= MANY);
+    let inside = if many { Vec::new() } else { search(tensors, entries.into_values().flatten().collect(), depth + 1) };
+    match stack {
+        Some(stack) if inside.is_empty() || bytes_of(tensors, &inside) < bytes_of(tensors, [&stack]).div_ceil(2) => {
+            vec![stack]
+        }
+        _ => inside,
+    }
 }
 
-fn split(name: &str) -> Option<Split<'_>> {
-    let mut start = 0;
-    for part in name.split('.') {
+fn bytes_of<'a>(tensors: &[Tensor], stacks: impl IntoIterator<Item = &'a Found>) -> u64 {
+    let positions = stacks.into_iter().flat_map(|stack| &stack.blocks).flatten();
+    positions.fold(0, |sum, position| sum.saturating_add(tensors[*position].bytes))
+}
+
+/// What a block consists of: each tensor's suffix, indices inside it left out, and how many dimensions it has. So blocks
+/// that hold stacks of different length are alike, and so are layers of different width.
+type Outline = BTreeSet<(String, usize)>;
+
+fn outline(tensors: &[Tensor], block: &[Candidate]) -> Outline {
+    let entry = |(position, from): &Candidate| {
+        let tensor = &tensors[*position];
+        let parts = tensor.name[*from..].split('.').map(|part| if index(part).is_some() { "#" } else { part });
+        (parts.collect::<Vec<_>>().join("."), tensor.shape.len())
+    };
+    block.iter().map(entry).collect()
+}
+
+/// Indices without a gap, and in each block at least half of what most blocks have, and little else.
+fn is_stack(tensors: &[Tensor], entries: &Entries) -> bool {
+    if entries.len() < 2 || !entries.keys().copied().eq(0..entries.len() as u64) {
+        return false;
+    }
+    let outlines: Vec<Outline> = entries.values().map(|block| outline(tensors, block)).collect();
+    let mut counts: BTreeMap<&(String, usize), usize> = BTreeMap::new();
+    outlines.iter().flatten().for_each(|entry| *counts.entry(entry).or_default() += 1);
+    let usual = counts.values().filter(|count| **count * 2 > outlines.len()).count();
+    outlines.iter().all(|outline| {
+        let common = outline.iter().filter(|entry| counts[entry] * 2 > outlines.len()).count();
+        common > 0 && common * 2 >= usual.max(outline.len())
+    })
+}
+
+/// `prefix.N.suffix`, split at the first index behind `from`: where the prefix ends, the index, where the suffix begins.
+struct Split {
+    prefix: usize,
+    index: u64,
+    suffix: usize,
+}
+
+fn split(name: &str, from: usize) -> Option<Split> {
+    let mut start = from;
+    for part in name.get(from..)?.split('.') {
         let end = start + part.len();
         if start > 0
             && let Some(index) = index(part)
         {
-            let suffix = name.get(end + 1..)?;
-            return Some(Split { prefix: &name[..start - 1], index, suffix });
+            let suffix = end + 1;
+            return (suffix < name.len()).then_some(Split { prefix: start - 1, index, suffix });
         }
         start = end + 1;
     }
@@ -78,69 +130,5 @@ fn index(part: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use safetensors::Dtype;
-
-    use super::*;
-
-    fn found(names: &[&str]) -> (Vec<(String, usize)>, usize) {
-        let tensor = |name: &&str| {
-            // `name@side` sets a shape other than [1].
-            let (name, side) = name.split_once('@').unwrap_or((name, "1"));
-            let side = side.parse().expect("a number");
-            Tensor { name: name.to_owned(), dtype: Dtype::U8, shape: vec![side], bytes: side as u64 }
-        };
-        let tensors: Vec<Tensor> = names.iter().map(tensor).collect();
-        let (stacks, rest) = find(&tensors);
-        let in_blocks: usize = stacks.iter().flat_map(|stack| &stack.blocks).map(Vec::len).sum();
-        assert_eq!(in_blocks + rest.len(), names.len(), "each tensor is somewhere, once");
-        (stacks.into_iter().map(|stack| (stack.name, stack.blocks.len())).collect(), rest.len())
-    }
-
-    fn is_rest(names: &[&str]) {
-        assert_eq!(found(names), (vec![], names.len()));
-    }
-
-    #[test]
-    fn a_repeated_set_is_a_stack() {
-        let (stacks, rest) = found(&["a.1.x.w", "a.0.x.w", "a.0.y.b", "a.1.y.b", "embed.w"]);
-        assert_eq!((stacks, rest), (vec![("a".to_owned(), 2)], 1));
-    }
-
-    #[test]
-    fn stacks_are_sorted_and_deep_prefixes_kept() {
-        let (stacks, rest) = found(&["z.0.w", "z.1.w", "m.b.0.w", "m.b.1.w", "m.b.2.w"]);
-        assert_eq!((stacks, rest), (vec![("m.b".to_owned(), 3), ("z".to_owned(), 2)], 0));
-    }
-
-    #[test]
-    fn blocks_are_in_numeric_order() {
-        let names: Vec<String> = (0..12).map(|i| format!("a.{}.w", 11 - i)).collect();
-        let tensors: Vec<Tensor> =
-            names.into_iter().map(|name| Tensor { name, dtype: Dtype::U8, shape: vec![], bytes: 1 }).collect();
-        let (stacks, _) = find(&tensors);
-        let order: Vec<usize> = stacks[0].blocks.concat();
-        assert_eq!(order, (0..12).rev().collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn nested_indices_belong_to_the_outer_block() {
-        let (stacks, rest) = found(&["a.0.r.0.w", "a.0.r.1.w", "a.1.r.0.w", "a.1.r.1.w"]);
-        assert_eq!((stacks, rest), (vec![("a".to_owned(), 2)], 0));
-    }
-
-    #[test]
-    fn what_does_not_repeat_is_rest() {
-        is_rest(&["a.0.w"]);
-        is_rest(&["a.0.w", "a.2.w"]);
-        is_rest(&["a.1.w", "a.2.w"]);
-        is_rest(&["a.0.w", "a.1.w", "a.1.b"]);
-        is_rest(&["a.0.w", "a.1.w@2"]);
-        is_rest(&["a.0.r.0.w", "a.1.r.0.w", "a.1.r.1.w"]);
-        is_rest(&["a.0", "a.1"]);
-        is_rest(&["0.w", "1.w"]);
-        is_rest(&["a.00.w", "a.01.w", "a.+1.w", "a.-1.w", "a.1e0.w", "a..w", "", "."]);
-        is_rest(&["a.99999999999999999999.w", "a.18446744073709551615.w"]);
-        is_rest(&["a.0.", "a.é.w"]);
-    }
-}
+#[path = "stacks_tests.rs"]
+mod tests;

@@ -139,17 +139,19 @@ fn paths_that_are_no_checkpoint() {
     let folder = Folder::with(&[("empty/.keep", b""), ("cache/snapshots/0/x", b""), ("a.json", b"{}")]);
     assert!(matches!(folder.refuses("missing", "missing"), InspectError::Io { .. }));
     assert!(matches!(folder.refuses("empty", "empty"), InspectError::NoWeights { .. }));
-    assert!(matches!(folder.refuses("cache", "cache"), InspectError::Unsupported { .. }));
+    assert!(matches!(folder.refuses("cache", "cache/snapshots/0"), InspectError::NoWeights { .. }));
     assert!(matches!(folder.refuses("a.json", "a.json"), InspectError::Unsupported { .. }));
-    for name in ["model.gguf", "model.bin", "model.ckpt", "model"] {
+    for name in ["model.bin", "model.ckpt", "model.safetensors.incomplete", "model"] {
         let folder = Folder::with(&[(name, b"GGUF")]);
         let error = folder.refuses(name, name);
         assert!(matches!(error, InspectError::Unsupported { .. }), "{error:?}");
-        assert!(error.to_string().contains("not supported yet"), "{error}");
+        assert!(error.to_string().contains("not read"), "{error}");
     }
+    let pickled = Folder::with(&[("m/pytorch_model.bin", b"x"), ("m/config.json", b"{}")]);
+    assert!(matches!(pickled.refuses("m", "m/pytorch_model.bin"), InspectError::Unsupported { .. }));
     let error = inspect("no-such-organisation/no-such-model@main", None).expect_err("a repository id");
     assert!(error.to_string().contains("no-such-organisation/no-such-model@main"), "{error}");
-    assert!(matches!(error, InspectError::Unsupported { .. }), "{error:?}");
+    assert!(matches!(error, InspectError::NotCached { .. }), "{error:?}");
     assert!(inspect("", None).is_err());
 }
 

@@ -13,6 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::{Component, LoadSpec};
+use mm_probe::Library;
 use std::path::PathBuf;
 
 const TEXT_ENCODER: &str = "text_encoder";
@@ -68,13 +69,13 @@ impl ZImage {
         let load = Load { folder, loader };
         let (dtype, passes) = (options.dtype, options.passes);
         Ok(Self {
-            text_encoder: load.component(TEXT_ENCODER, "model", dtype, 0, passes.encode, |vb| {
+            text_encoder: load.component(TEXT_ENCODER, Library::Transformers, dtype, 0, passes.encode, |vb| {
                 qwen3::Encoder::new(&text_config, vb)
             })?,
-            transformer: load.component(TRANSFORMER, "diffusion_pytorch_model", dtype, 1, passes.denoise, |vb| {
+            transformer: load.component(TRANSFORMER, Library::Diffusers, dtype, 1, passes.denoise, |vb| {
                 Transformer::new(&config, vb)
             })?,
-            vae: load.component(VAE, "diffusion_pytorch_model", VAE_DTYPE, 2, passes.decode, |vb| {
+            vae: load.component(VAE, Library::Diffusers, VAE_DTYPE, 2, passes.decode, |vb| {
                 Decoder::new(&vae_config.decoder(), vb.pp("decoder"))
             })?,
             tokenizer,
@@ -231,13 +232,13 @@ impl<L: Loader> Load<'_, L> {
     fn component<M: Send + 'static>(
         &self,
         name: &'static str,
-        stem: &str,
+        library: Library,
         dtype: DType,
         phase: u32,
         passes: u32,
         build: impl Fn(VarBuilder<'_>) -> candle_core::Result<M>,
     ) -> Result<Component<M>, Error> {
-        let files = self.folder.weights(name, stem)?;
+        let files = self.folder.weights(name, library)?;
         let spec = LoadSpec { name: name.to_owned(), files, dtype, phase: Some(phase), passes, lazy: true };
         self.loader.load(&spec, build).map_err(in_component(name))
     }

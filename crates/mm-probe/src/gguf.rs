@@ -1,0 +1,238 @@
+//! A GGUF header, read without the weights behind it and believed only after every claim has been checked.
+//!
+//! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Versions 1 (lengths of 32 bits), 2 and 3.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use crate::document;
+use crate::error::InspectError;
+use crate::ggml::GgmlType;
+use crate::tensor::{Stored, Tensor};
+
+const MAGIC: [u8; 4] = *b"GGUF";
+const DEFAULT_ALIGNMENT: u64 = 32;
+/// Metadata holds a vocabulary at most: a few megabytes. A file of holes must come to an end.
+const MAX_HEADER: u64 = 100_000_000;
+/// Far above any tensor's or key's name; the format's own limits are 64 and 65,535 bytes.
+const MAX_NAME: u64 = 1 << 16;
+/// The format has four; no model has more.
+const MAX_DIMENSIONS: u32 = 8;
+/// Arrays of arrays are allowed, and nobody writes them.
+const MAX_NESTING: u32 = 4;
+
+/// Reads the header of a GGUF file, tensors in the order they lie in. Memory goes by what is there, never by what a
+/// number in the file claims.
+pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
+    let (file, size) = document::open(path)?;
+    let mut header = Header { path, input: BufReader::new(file), at: 0, size, wide: true };
+    let magic = header.bytes::<4>()?;
+    if magic != MAGIC {
+        return Err(header.wrong("it does not begin with `GGUF`"));
+    }
+    let version = header.u32()?;
+    if !(1..=3).contains(&version) {
+        // A big-endian file has its version's bytes the other way round.
+        let hint = if (1..=3).contains(&version.swap_bytes()) { " (big-endian files are not read)" } else { "" };
+        return Err(header.wrong(&format!("version {version} is not known{hint}")));
+    }
+    header.wide = version > 1;
+    let (tensors, pairs) = (header.length()?, header.length()?);
+    // What each takes at the least, so that a count that lies is told at once.
+    header.need(tensors.saturating_mul(16).saturating_add(pairs.saturating_mul(8)))?;
+    let mut alignment = DEFAULT_ALIGNMENT;
+    for _ in 0..pairs {
+        let key = header.name("a key")?;
+        let kind = header.u32()?;
+        if key == "general.alignment" && kind == U32 {
+            alignment = u64::from(header.u32()?);
+        } else {
+            header.skip_value(kind, 0)?;
+        }
+    }
+    if alignment == 0 || !alignment.is_multiple_of(8) {
+        return Err(header.wrong(&format!("general.alignment is {alignment}, expected a multiple of 8")));
+    }
+    let mut infos: Vec<(Tensor, u64)> = Vec::new();
+    for _ in 0..tensors {
+        let info = header.tensor()?;
+        // The others are found when all are known. These, the empty names of a hole, would have no end.
+        if infos.last().is_some_and(|(last, _)| last.name == info.0.name) {
+            return Err(twice(path, info.0.name));
+        }
+        infos.push(info);
+    }
+    let start = header.at.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+    place(path, size, start, alignment, &mut infos)?;
+    Ok(infos.into_iter().map(|(tensor, _)| tensor).collect())
+}
+
+fn twice(path: &Path, tensor: String) -> InspectError {
+    InspectError::Tensor { file: path.to_owned(), tensor, reason: "named twice".into() }
+}
+
+/// Checks that each name is there once, and that each tensor lies within the file and on nobody else.
+fn place(
+    path: &Path,
+    size: u64,
+    start: u64,
+    alignment: u64,
+    tensors: &mut [(Tensor, u64)],
+) -> Result<(), InspectError> {
+    tensors.sort_by(|(a, a_at), (b, b_at)| (a_at, a.bytes, &a.name).cmp(&(b_at, b.bytes, &b.name)));
+    let mut names = HashSet::with_capacity(tensors.len());
+    let mut end = 0u64;
+    for (tensor, offset) in tensors.iter() {
+        let wrong =
+            |reason: String| Err(InspectError::Tensor { file: path.to_owned(), tensor: tensor.name.clone(), reason });
+        if !names.insert(tensor.name.as_str()) {
+            return Err(twice(path, tensor.name.clone()));
+        }
+        if !offset.is_multiple_of(alignment) {
+            return wrong(format!("its offset {offset} is no multiple of the alignment, {alignment}"));
+        }
+        if *offset < end {
+            return wrong("overlaps the tensor before it".into());
+        }
+        end = offset.saturating_add(tensor.bytes);
+        let need = start.saturating_add(end);
+        if need > size {
+            return Err(InspectError::Truncated { file: path.to_owned(), need, have: size });
+        }
+    }
+    Ok(())
+}
+
+/// A header being read; `at` counts the bytes so far.
+struct Header<'a> {
+    path: &'a Path,
+    input: BufReader<File>,
+    at: u64,
+    size: u64,
+    /// Lengths have 64 bits.
+    wide: bool,
+}
+
+const U32: u32 = 4;
+const STRING: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// Bytes of a value of a fixed size.
+fn fixed(kind: u32) -> Option<u64> {
+    Some(match kind {
+        0 | 1 | 7 => 1,
+        2 | 3 => 2,
+        4..=6 => 4,
+        10..=12 => 8,
+        _ => return None,
+    })
+}
+
+impl Header<'_> {
+    fn wrong(&self, reason: &str) -> InspectError {
+        InspectError::Header { file: self.path.to_owned(), format: "GGUF", reason: reason.to_owned() }
+    }
+
+    /// Makes sure that so many bytes are there before anything is done for them.
+    fn need(&self, bytes: u64) -> Result<(), InspectError> {
+        let need = self.at.saturating_add(bytes);
+        if need > self.size {
+            return Err(InspectError::Truncated { file: self.path.to_owned(), need, have: self.size });
+        }
+        if need > MAX_HEADER {
+            return Err(self.wrong("its header is longer than 100 MB"));
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, into: &mut [u8]) -> Result<(), InspectError> {
+        self.need(into.len() as u64)?;
+        self.input.read_exact(into).map_err(|source| InspectError::Io { path: self.path.to_owned(), source })?;
+        self.at += into.len() as u64;
+        Ok(())
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], InspectError> {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn skip(&mut self, bytes: u64) -> Result<(), InspectError> {
+        self.need(bytes)?;
+        // Within the file, so below what an offset can be.
+        let step = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.input.seek_relative(step).map_err(|source| InspectError::Io { path: self.path.to_owned(), source })?;
+        self.at += bytes;
+        Ok(())
+    }
+
+    fn u32(&mut self) -> Result<u32, InspectError> {
+        self.bytes().map(u32::from_le_bytes)
+    }
+
+    fn length(&mut self) -> Result<u64, InspectError> {
+        if self.wide { self.bytes().map(u64::from_le_bytes) } else { self.u32().map(u64::from) }
+    }
+
+    fn name(&mut self, what: &str) -> Result<String, InspectError> {
+        let length = self.length()?;
+        if length > MAX_NAME {
+            return Err(self.wrong(&format!("{what} claims a name of {length} bytes")));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.fill(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| self.wrong(&format!("{what} has a name that is not UTF-8")))
+    }
+
+    fn skip_value(&mut self, kind: u32, nesting: u32) -> Result<(), InspectError> {
+        if let Some(bytes) = fixed(kind) {
+            return self.skip(bytes);
+        }
+        match kind {
+            STRING => {
+                let length = self.length()?;
+                self.skip(length)
+            }
+            ARRAY if nesting < MAX_NESTING => {
+                let (kind, count) = (self.u32()?, self.length()?);
+                if let Some(bytes) = fixed(kind) {
+                    return self.skip(bytes.saturating_mul(count));
+                }
+                self.need(count.saturating_mul(4))?;
+                (0..count).try_for_each(|_| self.skip_value(kind, nesting + 1))
+            }
+            ARRAY => Err(self.wrong("its metadata has arrays in arrays in arrays")),
+            _ => Err(self.wrong(&format!("its metadata has a value of unknown type {kind}"))),
+        }
+    }
+
+    /// A tensor, and where it lies behind the header.
+    fn tensor(&mut self) -> Result<(Tensor, u64), InspectError> {
+        let name = self.name("a tensor")?;
+        let wrong = |reason| InspectError::Tensor { file: self.path.to_owned(), tensor: name.clone(), reason };
+        let dimensions = self.u32()?;
+        if dimensions > MAX_DIMENSIONS {
+            return Err(wrong(format!("{dimensions} dimensions are too many")));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dimensions {
+            shape.push(self.length()?);
+        }
+        let number = self.u32()?;
+        let offset = u64::from_le_bytes(self.bytes()?);
+        let wrong = |reason| InspectError::Tensor { file: self.path.to_owned(), tensor: name.clone(), reason };
+        let kind = GgmlType::of_number(number).ok_or_else(|| wrong(format!("its type {number} is not known")))?;
+        // The innermost dimension comes first; a scalar is one row of one element.
+        let (row, outer) = shape.split_first().map_or((1, &[][..]), |(row, outer)| (*row, outer));
+        let rows = outer.iter().try_fold(1u64, |product, side| product.checked_mul(*side));
+        let bytes = rows.and_then(|rows| kind.bytes(row, rows));
+        let sides: Option<Box<[usize]>> = shape.iter().rev().map(|side| usize::try_from(*side).ok()).collect();
+        let (Some(bytes), Some(sides)) = (bytes, sides) else {
+            return Err(wrong(format!("no whole number of blocks holds {} {shape:?}", kind.name())));
+        };
+        Ok((Tensor { name, shape: sides, stored: Stored::Gguf(kind), bytes }, offset))
+    }
+}

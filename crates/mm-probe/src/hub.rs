@@ -1,0 +1,141 @@
+//! The local Hugging Face cache: repository ids and their snapshots. Nothing is downloaded.
+//!
+//! Its layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::InspectError;
+use crate::files::{exists, stays_inside};
+
+const SNAPSHOTS: &str = "snapshots";
+const MAIN: &str = "main";
+/// A commit's name, in a file under `refs`.
+const MAX_REFERENCE: u64 = 256;
+
+/// Where the checkpoint that `path` names really lies: a repository id (`org/name`, `org/name@revision`) or a folder of
+/// the cache (`models--org--name`) is looked up, everything else is a path already.
+///
+/// Looked for in `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub` and `~/.cache/huggingface/hub`, in that order.
+///
+/// # Errors
+/// The repository or the revision is not in the cache: the message says what is missing and where it was looked for.
+pub fn locate(path: &Path) -> Result<PathBuf, InspectError> {
+    locate_in(path, &roots(|name| env::var_os(name)))
+}
+
+fn locate_in(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, InspectError> {
+    if exists(path) {
+        // The cache's own entry, with its snapshots.
+        return match path.join(SNAPSHOTS).is_dir() && !exists(&path.join("model_index.json")) {
+            true => snapshot(path, None, &path.display().to_string()),
+            false => Ok(path.to_owned()),
+        };
+    }
+    let Some((id, revision)) = path.to_str().and_then(repository) else { return Ok(path.to_owned()) };
+    let shown = path.display().to_string();
+    let folder = format!("models--{}", id.replace('/', "--"));
+    match roots.iter().map(|root| root.join(&folder)).find(|entry| entry.is_dir()) {
+        Some(entry) => snapshot(&entry, revision, &shown),
+        None => {
+            let looked: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
+            let reason = format!("there is no {folder} in {}; download it first, or name a folder", looked.join(", "));
+            Err(InspectError::NotCached { id: shown, reason })
+        }
+    }
+}
+
+/// The caches there may be, the first that counts first.
+fn roots(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = set("HOME").or_else(|| set("USERPROFILE"));
+    [
+        set("HF_HUB_CACHE"),
+        set("HUGGINGFACE_HUB_CACHE"),
+        set("HF_HOME").map(|home| home.join("hub")),
+        home.map(|home| home.join(".cache/huggingface/hub")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// `org/name` and the revision, of a text that can only be a repository id.
+fn repository(text: &str) -> Option<(&str, Option<&str>)> {
+    let (id, revision) = text.split_once('@').map_or((text, None), |(id, revision)| (id, Some(revision)));
+    let (organisation, name) = id.split_once('/')?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed);
+    let file = [".safetensors", ".json", ".gguf"].iter().any(|extension| name.ends_with(extension));
+    (plain(organisation) && plain(name) && !file).then_some((id, revision))
+}
+
+/// The snapshot of a revision: a branch or tag, a commit, or the start of one. Without one `main`, else the only one.
+fn snapshot(entry: &Path, revision: Option<&str>, id: &str) -> Result<PathBuf, InspectError> {
+    let missing = |reason: String| InspectError::NotCached { id: id.to_owned(), reason };
+    let named = revision.unwrap_or(MAIN);
+    if !stays_inside(Path::new(named)) {
+        return Err(missing(format!("`{named}` is no revision")));
+    }
+    let snapshots = entry.join(SNAPSHOTS);
+    let reference = entry.join("refs").join(named);
+    if let Some(commit) = read_reference(&reference) {
+        let folder = snapshots.join(&commit);
+        if stays_inside(Path::new(&commit)) && folder.is_dir() {
+            return Ok(folder);
+        }
+        let reason = format!("{} names the commit {commit}, whose snapshot is missing", reference.display());
+        return Err(missing(format!("{reason}; finish the download")));
+    }
+    let mut there = names(&snapshots);
+    if let Some(revision) = revision {
+        there.retain(|commit| commit.starts_with(revision));
+    }
+    match there.as_slice() {
+        [only] => Ok(snapshots.join(only)),
+        [] => {
+            let all = [names(&entry.join("refs")), names(&snapshots)].concat();
+            let all = if all.is_empty() { "no revision".to_owned() } else { all.join(", ") };
+            Err(missing(format!("revision `{named}` is not there; {} has: {all}", entry.display())))
+        }
+        several => Err(missing(format!(
+            "{} has several snapshots, and no `{named}` among its refs: choose one as @revision: {}",
+            entry.display(),
+            several.join(", ")
+        ))),
+    }
+}
+
+fn read_reference(file: &Path) -> Option<String> {
+    let metadata = file.metadata().ok().filter(|metadata| metadata.is_file())?;
+    let text = (metadata.len() <= MAX_REFERENCE).then(|| fs::read_to_string(file).ok())??;
+    Some(text.trim().to_owned()).filter(|commit| !commit.is_empty())
+}
+
+/// Names in a folder, sorted; none where it can't be read.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = folder.read_dir().into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// What a download that was cut off left of a file that is missing, or of another of the same repository: in the cache's
+/// `blobs`, in `.cache/huggingface` of a local folder, or beside the file.
+pub(crate) fn partial_download(missing: &Path) -> Option<PathBuf> {
+    let partial = |folder: &Path| {
+        let is_partial = |name: &String| name.ends_with(".incomplete") || name.ends_with(".part");
+        names(folder).into_iter().find(is_partial).map(|name| folder.join(name))
+    };
+    missing.ancestors().skip(1).take(4).find_map(|folder| {
+        partial(folder)
+            .or_else(|| partial(&folder.join("blobs")))
+            .or_else(|| partial(&folder.join(".cache/huggingface/download")))
+    })
+}
+
+#[cfg(test)]
+#[path = "hub_tests.rs"]
+mod tests;
