@@ -82,7 +82,10 @@ impl Folder {
         let folder = self.path(component);
         match weight_files(&folder, library, self.variant.as_deref())? {
             Some(weights) => Ok(weights.files),
-            None => Err(Error::Missing { path: folder, needed: format!("the weights of {component}, *.safetensors") }),
+            None => Err(Error::Missing {
+                path: folder.join(library.file_name()),
+                needed: format!("the weights of {component}, or an index of shards"),
+            }),
         }
     }
 }

@@ -187,11 +187,11 @@ fn an_index_that_leads_elsewhere() {
     for shard in ["../vae/diffusion_pytorch_model.safetensors", "/etc/hostname", ".."] {
         let copy = Copy::new();
         copy.edit(INDEX, |json| drop(json.insert("weight_map".into(), serde_json::json!({ "layers.0": shard }))));
-        copy.refused(&[INDEX, shard, "without folders"]);
+        copy.refused(&[INDEX, shard, "outside its folder"]);
     }
     let copy = Copy::new();
     copy.set(INDEX, "weight_map", serde_json::json!({}));
-    copy.refused(&[INDEX, "names no shard"]);
+    copy.refused(&[INDEX, "names no file"]);
 }
 
 #[test]

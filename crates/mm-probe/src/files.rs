@@ -47,6 +47,11 @@ impl Library {
         }
     }
 
+    /// What a single file of weights is called: `model.safetensors`.
+    pub fn file_name(self) -> String {
+        format!("{}{WEIGHTS}", self.stems()[0])
+    }
+
     /// File names without extension, the likeliest first. Another library's is better than nothing.
     const fn stems(self) -> [&'static str; 2] {
         match self {
@@ -118,6 +123,12 @@ pub fn weight_files(
         });
     }
     Ok(None)
+}
+
+/// The variants that a folder has of a model's weights, sorted.
+pub(crate) fn variants(folder: &Path) -> BTreeSet<String> {
+    let listing = Listing::of(folder).unwrap_or_default();
+    Library::Unknown.stems().iter().flat_map(|stem| listing.variants(stem)).collect()
 }
 
 /// A file that was named, or an index and the files that it names.

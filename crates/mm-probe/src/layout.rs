@@ -1,6 +1,6 @@
 //! Which components make up a checkpoint: followed from the documents that name them, never guessed from a listing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -91,11 +91,12 @@ fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<S
 /// A variant that no component has is a mistake, not a wish.
 fn check_variant(root: &Path, variant: Option<&str>, sources: &[Source]) -> Result<(), InspectError> {
     let Some(variant) = variant else { return Ok(()) };
-    let mut there: Vec<String> = sources.iter().filter_map(|source| source.weights.variant.clone()).collect();
-    if there.iter().any(|found| found == variant) {
+    if sources.iter().any(|source| source.weights.variant.as_deref() == Some(variant)) {
         return Ok(());
     }
-    there.dedup();
+    let folders = sources.iter().filter_map(|source| source.weights.files.first()?.parent());
+    let there: BTreeSet<String> = folders.flat_map(files::variants).collect();
+    let there = there.into_iter().collect();
     Err(InspectError::Variant { folder: root.to_owned(), variant: variant.to_owned(), there })
 }
 

@@ -60,7 +60,8 @@ fn the_plain_set_counts_whatever_lies_beside_it() {
     let other = inspect_variant(folder.path(), None, Some("non_ema")).expect("inspects");
     assert_eq!(summary(&other), [("text_encoder", 5, None), ("transformer", 100, Some("non_ema"))]);
     let error = inspect_variant(folder.path(), None, Some("int4")).expect_err("nobody has it");
-    assert!(matches!(&error, InspectError::Variant { variant, .. } if variant == "int4"), "{error:?}");
+    let InspectError::Variant { variant, there, .. } = &error else { panic!("{error:?}") };
+    assert_eq!((variant.as_str(), there.join(" ").as_str()), ("int4", "fp16 non_ema"));
 }
 
 #[test]
