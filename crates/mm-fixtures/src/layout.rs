@@ -1,7 +1,7 @@
 //! Where the files of a checkpoint lie.
 
 use crate::{
-    Component, Error, Fixture, Layout, Tensor, Written,
+    Component, Error, Fixture, Layout, Model, Tensor, Written,
     error::at,
     file::{write_bytes, write_file},
     models::Pipeline,
@@ -86,7 +86,12 @@ pub(crate) fn write_shards(
     let (folder, stem) = (folder(fixture, component), stem(component));
     let dotted = variant.map(|v| format!(".{v}")).unwrap_or_default();
     let seed = fixture.seed(&component.name);
-    let most = if component.transformers { TRANSFORMERS_SHARD } else { DIFFUSERS_SHARD };
+    let most = match fixture.model {
+        // Older than shards.
+        Model::Sdxl => u64::MAX,
+        _ if component.transformers => TRANSFORMERS_SHARD,
+        _ => DIFFUSERS_SHARD,
+    };
     let shards = shards(tensors, fixture.options.shard.unwrap_or(most));
     if let [whole] = shards[..] {
         return target.weights(&format!("{folder}{stem}{dotted}.safetensors"), whole, seed);

@@ -43,8 +43,10 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
         ],
         extra: json!({}),
     };
+    // The pipeline loads it without the output layer, though its own configuration names the class that has one.
+    let encoder = Component { class: "Qwen3Model".into(), ..qwen.component("text_encoder", Dtype::BF16) };
     let components = vec![
-        qwen.component("text_encoder", Dtype::BF16),
+        encoder,
         diffusers("transformer", model.config(), Dtype::F32, |b| model.tensors(b)),
         Vae::sixteen(sizes).component(Dtype::BF16),
     ];
