@@ -27,7 +27,11 @@ impl Job {
         let (elements, bytes) = (tensor.elements().unwrap_or(0), tensor.bytes().unwrap_or(0));
         // A dtype of less than a byte is filled as bytes.
         let (elements, size) = if bytes < elements { (bytes, 1) } else { (elements, bytes / elements.max(1)) };
-        (0..elements.div_ceil(PIECE)).map(move |piece| Job { piece, elements: PIECE.min(elements - piece * PIECE), size })
+        (0..elements.div_ceil(PIECE)).map(move |piece| Job {
+            piece,
+            elements: PIECE.min(elements - piece * PIECE),
+            size,
+        })
     }
 
     /// Its first byte, from the tensor's start.
@@ -50,7 +54,9 @@ pub(crate) struct Filler {
 impl Filler {
     pub(crate) fn new(fill: Fill, seed: u64) -> Filler {
         let quantiles = match fill {
-            Fill::Random => (0..1 << 16).map(|i| (DEVIATION * quantile((f64::from(i) + 0.5) / 65536.0)) as f32).collect(),
+            Fill::Random => {
+                (0..1 << 16).map(|i| (DEVIATION * quantile((f64::from(i) + 0.5) / 65536.0)) as f32).collect()
+            }
             Fill::Zeros | Fill::Sparse => Vec::new(),
         };
         let (bf16, f16, f32, f64) = Default::default();
@@ -141,8 +147,14 @@ fn quantile(probability: f64) -> f64 {
         -3.066479806614716e1,
         2.506628277459239,
     ];
-    const B: [f64; 6] =
-        [-5.447609879822406e1, 1.615858368580409e2, -1.556989798598866e2, 6.680131188771972e1, -1.328068155288572e1, 1.0];
+    const B: [f64; 6] = [
+        -5.447609879822406e1,
+        1.615858368580409e2,
+        -1.556989798598866e2,
+        6.680131188771972e1,
+        -1.328068155288572e1,
+        1.0,
+    ];
     const C: [f64; 6] = [
         -7.784894002430293e-3,
         -3.223964580411365e-1,

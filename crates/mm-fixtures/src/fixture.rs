@@ -123,14 +123,18 @@ impl Fixture {
                 tensor.dtype = dtype;
             }
         }
-        let total = components.iter().try_fold(0u64, |sum, c| {
-            c.tensors.iter().try_fold(sum, |sum, tensor| sum.checked_add(tensor.bytes()?))
-        });
+        let total = components
+            .iter()
+            .try_fold(0u64, |sum, c| c.tensors.iter().try_fold(sum, |sum, tensor| sum.checked_add(tensor.bytes()?)));
         match total {
             Some(total) if total <= i64::MAX.unsigned_abs() => {
                 Ok(Fixture { model, options: options.clone(), components, pipeline })
             }
-            _ => Err(Error::option("--dim", options.dim.unwrap_or_default(), "with --scale and --layers it is more than a file system holds")),
+            _ => Err(Error::option(
+                "--dim",
+                options.dim.unwrap_or_default(),
+                "with --scale and --layers it is more than a file system holds",
+            )),
         }
     }
 
@@ -149,7 +153,8 @@ impl Fixture {
     pub(crate) fn seed(&self, component: &str) -> u64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.options.seed.to_le_bytes()).update(component.as_bytes());
-        u64::from_le_bytes(std::array::from_fn(|i| hasher.finalize().as_bytes()[i]))
+        let digest = hasher.finalize();
+        u64::from_le_bytes(std::array::from_fn(|i| digest.as_bytes()[i]))
     }
 
     pub(crate) fn fill(&self) -> Fill {

@@ -62,7 +62,11 @@ impl Options {
         }
         // Negated, so that a NaN is refused too.
         if !(self.scale > 0.0 && self.scale <= LARGEST_SCALE) {
-            return Err(Error::option("--scale", self.scale, format!("give a number above 0, at most {LARGEST_SCALE}")));
+            return Err(Error::option(
+                "--scale",
+                self.scale,
+                format!("give a number above 0, at most {LARGEST_SCALE}"),
+            ));
         }
         if let Some(dtype) = self.dtype.filter(|d| ![Dtype::F32, Dtype::BF16, Dtype::F16].contains(d)) {
             return Err(Error::option("--dtype", format!("{dtype:?}"), "give f32, bf16 or f16"));
@@ -133,7 +137,12 @@ impl Layout {
 }
 
 /// Finds the one of `all` with this name; the error lists the names there are.
-pub(crate) fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, flag: &'static str, text: &str) -> Result<T, Error> {
+pub(crate) fn named<T: Copy>(
+    all: &[T],
+    name: fn(T) -> &'static str,
+    flag: &'static str,
+    text: &str,
+) -> Result<T, Error> {
     all.iter().copied().find(|one| name(*one) == text).ok_or_else(|| {
         let names: Vec<_> = all.iter().map(|one| name(*one)).collect();
         Error::option(flag, text, format!("give one of {}", names.join(", ")))

@@ -7,12 +7,14 @@ use crate::{
 use safetensors::Dtype;
 
 const GARBAGE: &[u8] = b"not weights: a loader that reads this file reads the wrong one\n";
-const ATTRIBUTES: &[u8] = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n";
+const ATTRIBUTES: &[u8] =
+    b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n";
 
 pub(crate) fn write(fixture: &Fixture, target: &mut Target) -> Result<(), Error> {
     target.bytes(".gitattributes", ATTRIBUTES)?;
     target.bytes("README.md", format!("# {}\n\nA fixture.\n", fixture.model).as_bytes())?;
-    let stray = [Tensor::new("lora_up.weight", [64, 4], Dtype::F16), Tensor::new("lora_down.weight", [4, 64], Dtype::F16)];
+    let stray =
+        [Tensor::new("lora_up.weight", [64, 4], Dtype::F16), Tensor::new("lora_down.weight", [4, 64], Dtype::F16)];
     target.weights("stray_lora.safetensors", &stray, fixture.options.seed)?;
     if fixture.is_single() {
         return Ok(());
