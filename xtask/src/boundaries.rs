@@ -13,6 +13,7 @@ use std::{
 /// Which of our crates each crate may depend on. An arrow points down only.
 const ARROWS: &[(&str, &[&str])] = &[
     ("mm-plan", &[]),
+    ("mm-fixtures", &[]),
     ("mm-cache", &[]),
     ("mm-probe", &["mm-plan"]),
     ("mm-engine", &["mm-plan", "mm-cache"]),
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const LIBRARIES: &[(&str, &[&str])] = &[("candle", &["mm-candle", "mm-diffusion"]), ("tch", &["mm-tch"])];
 
 /// Crates without any `unsafe`.
-const SAFE: &[&str] = &["mm-plan", "mm-probe", "mm-diffusion", "mm-cli"];
+const SAFE: &[&str] = &["mm-plan", "mm-probe", "mm-diffusion", "mm-cli", "mm-fixtures"];
 
 /// The modules in which `unsafe` may be allowed, each with SAFETY arguments.
 const UNSAFE_MODULES: &[&str] = &["crates/mm-cache/src/mapping.rs"];

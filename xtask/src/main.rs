@@ -1,8 +1,9 @@
-//! Short tasks: `cargo xtask ci` runs exactly what CI runs.
+//! Short tasks: `cargo xtask ci` runs exactly what CI runs; `cargo xtask fixtures` writes checkpoints to test with.
 #![forbid(unsafe_code)]
 
 mod boundaries;
 mod ci;
+mod fixtures;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ enum Task {
     Boundaries,
     /// The planner's laws with everything that CI tries a part of: minutes.
     Laws,
+    /// Writes a checkpoint of real layout, names, shapes and dtypes.
+    Fixtures(fixtures::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
+        Task::Fixtures(args) => fixtures::write(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
