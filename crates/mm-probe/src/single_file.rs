@@ -2,7 +2,7 @@
 
 use crate::tensor::Tensor;
 
-/// A component's name and the prefixes its tensors have in files of this kind.
+/// A component's name and the prefixes its tensors have in files of this kind; of two that fit the first counts.
 ///
 /// From the checkpoints of Stability AI (`sd_xl_base_1.0`, `sd3.5_large`), CompVis and ComfyUI's all-in-one files.
 const PREFIXES: &[(&str, &str)] = &[
@@ -15,10 +15,15 @@ const PREFIXES: &[(&str, &str)] = &[
     ("conditioner.embedders.1.model.", "text_encoder_2"),
     // SDXL's refiner has only the second encoder.
     ("conditioner.embedders.0.model.", "text_encoder_2"),
+    ("text_encoders.clip_l.transformer.", "text_encoder"),
     ("text_encoders.clip_l.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
     ("text_encoders.clip_g.", "text_encoder_2"),
+    ("text_encoders.t5xxl.transformer.", T5),
     ("text_encoders.t5xxl.", T5),
+    ("text_encoders.qwen3_4b.transformer.", "text_encoder"),
     ("text_encoders.qwen3_4b.", "text_encoder"),
+    ("text_encoders.umt5xxl.transformer.", "text_encoder"),
     ("text_encoders.umt5xxl.", "text_encoder"),
 ];
 

@@ -26,9 +26,9 @@ const NOBODYS: &str = "of no component";
 
 /// Splits off what a model of this class does not load.
 pub(crate) fn take(tensors: Vec<Tensor>, class: Option<&str>, config: Option<&Value>) -> (Vec<Tensor>, Vec<Unloaded>) {
-    let tied = Tied::of(&tensors, config);
+    let context = Context::of(&tensors, config);
     let mut sums = Sums::default();
-    let loaded = tensors.into_iter().filter(|tensor| match reason(&tensor.name, class, &tied) {
+    let loaded = tensors.into_iter().filter(|tensor| match reason(&tensor.name, class, &context) {
         Some(reason) => {
             sums.add(reason, tensor);
             false
@@ -62,15 +62,17 @@ impl Sums {
     }
 }
 
-/// Names of which only one is loaded.
-struct Tied {
+/// What only the names of the others tell.
+struct Context {
     /// T5's table of tokens, under its second name, where the first is there too.
     embedding: bool,
     /// A head that is the table of tokens.
     head: bool,
+    /// Z-Image's original file has a norm that its model, grown from Lumina's, has no more.
+    lumina: bool,
 }
 
-impl Tied {
+impl Context {
     fn of(tensors: &[Tensor], config: Option<&Value>) -> Self {
         let find = |name: &str| tensors.iter().find(|tensor| tensor.name == name);
         let same = |a: &str, b: &str| match (find(a), find(b)) {
@@ -80,22 +82,27 @@ impl Tied {
         let declared = config.and_then(|config| config.get("tie_word_embeddings")?.as_bool()) == Some(true);
         Self {
             embedding: same("shared.weight", "encoder.embed_tokens.weight"),
+            lumina: find("cap_embedder.1.weight").is_some() && find("layers.0.attention.qkv.weight").is_some(),
             head: declared && same("model.embed_tokens.weight", "lm_head.weight"),
         }
     }
 }
 
-fn reason(name: &str, class: Option<&str>, tied: &Tied) -> Option<&'static str> {
+fn reason(name: &str, class: Option<&str>, context: &Context) -> Option<&'static str> {
     let last = name.rsplit('.').next().unwrap_or(name);
     // Registered by old versions of the libraries; new ones make them and ignore those of the file.
     if last == "position_ids" || name.ends_with("rotary_emb.inv_freq") {
         return Some(BUFFER);
     }
-    if name.starts_with("model_ema.") || name.starts_with("loss.") {
+    if name.starts_with("model_ema.") || name.starts_with("loss.") || (context.lumina && name == "norm_final.weight") {
         return Some(TRAINING);
     }
-    if (tied.embedding && name == "encoder.embed_tokens.weight") || (tied.head && name == "lm_head.weight") {
+    if (context.embedding && name == "encoder.embed_tokens.weight") || (context.head && name == "lm_head.weight") {
         return Some(TIED);
+    }
+    // What compares texts with images is of no text encoder.
+    if name == "logit_scale" && class.is_none_or(|class| class != "CLIPModel") {
+        return Some(OTHER_HALF);
     }
     other_half(name, class).then_some(OTHER_HALF)
 }
@@ -106,11 +113,9 @@ fn other_half(name: &str, class: Option<&str>) -> bool {
     let under = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     match class {
         "T5EncoderModel" | "UMT5EncoderModel" | "MT5EncoderModel" => under(&["decoder.", "lm_head."]),
-        "CLIPTextModel" => under(&["vision_model.", "visual_projection.", "text_projection.", "logit_scale"]),
-        "CLIPTextModelWithProjection" => under(&["vision_model.", "visual_projection.", "logit_scale"]),
-        "CLIPVisionModel" | "CLIPVisionModelWithProjection" => {
-            under(&["text_model.", "text_projection.", "logit_scale"])
-        }
+        "CLIPTextModel" => under(&["vision_model.", "visual_projection.", "text_projection."]),
+        "CLIPTextModelWithProjection" => under(&["vision_model.", "visual_projection."]),
+        "CLIPVisionModel" | "CLIPVisionModelWithProjection" => under(&["text_model.", "text_projection."]),
         // A bare model, without the head of its `…ForCausalLM`.
         class if class.ends_with("Model") => under(&["lm_head."]),
         _ => false,

@@ -1,0 +1,134 @@
+//! Every model that fixtures exist for, in every layout: components and blocks are, to the byte, what the model loads.
+//!
+//! The truth is the fixture's own: which block a tensor is in is known from how the model is built, not from its name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mm_fixtures::{Component, Fixture, Layout, Model, Options};
+use mm_plan::DType;
+use mm_probe::{Checkpoint, inspect, inspect_variant};
+
+/// Bytes per stack and block, those outside as `None`.
+type Sums = BTreeMap<Option<(String, usize)>, u64>;
+
+/// What the model loads, in the stored types or in f32.
+fn truth(component: &Component, f32: bool) -> Sums {
+    let mut sums = Sums::new();
+    for tensor in component.tensors.iter().filter(|tensor| tensor.loaded) {
+        let bytes = if f32 { tensor.elements().map(|elements| elements * 4) } else { tensor.bytes() };
+        *sums.entry(tensor.block.clone()).or_default() += bytes.expect("a size");
+    }
+    sums
+}
+
+fn seen(component: &mm_probe::CheckpointComponent) -> Sums {
+    let blocks = component.stacks.iter().flat_map(|stack| {
+        let blocks = stack.blocks.iter().enumerate();
+        blocks.map(|(index, block)| (Some((stack.name.clone(), index)), block.device))
+    });
+    let rest = (component.rest_bytes > 0).then_some((None, component.rest_bytes));
+    blocks.chain(rest).collect()
+}
+
+fn check(fixture: &Fixture, checkpoint: &Checkpoint, f32: bool, what: &str) {
+    let mut expected: Vec<_> = fixture.components.iter().map(|c| (c.name.as_str(), truth(c, f32))).collect();
+    expected.sort();
+    let mut found: Vec<_> = checkpoint.components.iter().map(|c| (c.name.as_str(), seen(c))).collect();
+    // Alone, a component has the name of its folder or file.
+    if let ([one], [(name, _)]) = (&mut found[..], &expected[..]) {
+        one.0 = name;
+    }
+    // In an all-in-one file the truth has the component's prefix before each stack, which is not part of its path.
+    for ((_, expected), (_, found)) in expected.iter_mut().zip(&found) {
+        let path = |stack: &str| found.keys().flatten().map(|(s, _)| s).find(|s| stack.ends_with(&format!(".{s}")));
+        let rename = |key: Option<(String, usize)>| key.map(|(s, index)| (path(&s).cloned().unwrap_or(s), index));
+        *expected = std::mem::take(expected).into_iter().map(|(key, bytes)| (rename(key), bytes)).collect();
+    }
+    let names = |all: &[(&str, Sums)]| all.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&found), names(&expected), "{what}");
+    for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+        let keys = |sums: &Sums| sums.keys().flatten().map(|(stack, _)| stack.clone()).collect::<Vec<_>>();
+        let (mut want, mut got) = (keys(expected), keys(found));
+        want.dedup();
+        got.dedup();
+        assert_eq!(got, want, "{what}: stacks of {name}");
+        assert_eq!(found, expected, "{what}: {name}");
+    }
+}
+
+/// Where a written fixture's checkpoint lies.
+fn root(fixture: &Fixture, folder: &Path) -> PathBuf {
+    match fixture.options.layout {
+        Layout::Single => folder.join(fixture.model.single_file()),
+        Layout::Diffusers => folder.to_owned(),
+        Layout::HfCache | Layout::HfCacheCopies => {
+            let (owner, name) = fixture.model.repository();
+            folder.join(format!("models--{owner}--{name}"))
+        }
+    }
+}
+
+fn for_each(layout: Layout, options: &Options) {
+    Model::ALL.into_iter().for_each(|model| inspected(model, layout, options));
+}
+
+fn inspected(model: Model, layout: Layout, options: &Options) {
+    let options = Options { layout, ..options.clone() };
+    let fixture = Fixture::new(model, &options).expect("a fixture");
+    let folder = tempfile::tempdir().expect("a folder");
+    fixture.write(folder.path()).expect("writes");
+    let (path, what) = (root(&fixture, folder.path()), format!("{model} as {layout}"));
+    let stored = inspect(&path, None).unwrap_or_else(|error| panic!("{what}: {error}"));
+    check(&fixture, &stored, false, &what);
+    let single = inspect(&path, Some(DType::F32)).unwrap_or_else(|error| panic!("{what}: {error}"));
+    check(&fixture, &single, true, &what);
+}
+
+#[test]
+fn diffusers_folders_at_full_size() {
+    for_each(Layout::Diffusers, &Options::default());
+}
+
+#[test]
+fn small_shards() {
+    for_each(Layout::Diffusers, &Options { shard: Some(600 << 20), ..Options::default() });
+}
+
+#[test]
+fn single_files_in_original_names() {
+    for_each(Layout::Single, &Options::default());
+}
+
+#[test]
+fn the_cache_with_links_and_with_copies() {
+    for_each(Layout::HfCache, &Options { scale: 0.1, ..Options::default() });
+    for_each(Layout::HfCacheCopies, &Options { scale: 0.1, ..Options::default() });
+}
+
+#[test]
+fn few_layers_and_small_widths() {
+    // A UNet of fewer has levels with one block each, which is no stack.
+    for (model, layers) in Model::ALL.into_iter().filter(|model| *model != Model::Sdxl).zip([2, 3, 7, 8, 9, 2]) {
+        inspected(model, Layout::Diffusers, &Options { layers: Some(layers), scale: 0.01, ..Options::default() });
+    }
+    for layers in [10, 20] {
+        for_each(Layout::Diffusers, &Options { layers: Some(layers), scale: 0.01, ..Options::default() });
+    }
+}
+
+/// Five sets of the same weights, `.bin` twins, junk and stray files: nothing changes.
+#[test]
+fn what_lies_beside_the_weights_does_not_count() {
+    for_each(Layout::Diffusers, &Options { variants: true, ..Options::default() });
+    for_each(Layout::HfCache, &Options { variants: true, scale: 0.1, ..Options::default() });
+    for_each(Layout::Single, &Options { variants: true, scale: 0.1, ..Options::default() });
+    for model in Model::ALL {
+        let fixture = Fixture::new(model, &Options { variants: true, ..Options::default() }).expect("a fixture");
+        let half = Options { dtype: Some(safetensors::Dtype::F16), ..Options::default() };
+        let folder = tempfile::tempdir().expect("a folder");
+        fixture.write(folder.path()).expect("writes");
+        let checkpoint = inspect_variant(folder.path(), None, Some("fp16")).expect("inspects");
+        check(&Fixture::new(model, &half).expect("a fixture"), &checkpoint, false, &format!("{model} as fp16"));
+    }
+}
