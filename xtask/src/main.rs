@@ -1,6 +1,7 @@
 //! Short tasks: `cargo xtask ci` runs exactly what CI runs.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod boundaries;
 mod ci;
 
@@ -22,6 +23,9 @@ enum Task {
     Boundaries,
     /// The planner's laws with everything that CI tries a part of: minutes.
     Laws,
+    /// Large measurements, each in processes of its own: minutes.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +33,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
+        Task::Bench(bench) => bench.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
