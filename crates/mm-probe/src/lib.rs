@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
 mod cgroup;
 mod checkpoint;
 mod document;
@@ -32,6 +33,7 @@ mod layout;
 mod machine;
 mod stacks;
 
+pub use activation::{Architecture, Workload, estimate};
 pub use checkpoint::{Checkpoint, CheckpointComponent, inspect};
 pub use error::InspectError;
 pub use gpu::Gpu;
