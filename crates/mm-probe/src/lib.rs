@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
 mod cgroup;
 mod checkpoint;
 mod document;
@@ -41,6 +42,7 @@ mod stacks;
 mod tensor;
 mod unloaded;
 
+pub use activation::{Architecture, Workload, estimate};
 pub use checkpoint::{BlockBytes, BlockStack, Checkpoint, CheckpointComponent, inspect, inspect_variant};
 pub use error::InspectError;
 pub use files::{Library, WeightFiles, weight_files};
