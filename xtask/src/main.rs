@@ -5,6 +5,7 @@ mod bench;
 mod boundaries;
 mod ci;
 mod fixtures;
+mod fuzz;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,8 +23,10 @@ enum Task {
     Ci,
     /// Only the boundary checks of ARCHITECTURE.md.
     Boundaries,
-    /// The planner's laws with everything that CI tries a part of: minutes.
+    /// The planner's laws and damaged checkpoints, with everything that CI tries a part of: minutes.
     Laws,
+    /// Fuzzes what reads files; needs `cargo install cargo-fuzz` and a C++ compiler.
+    Fuzz(fuzz::Args),
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
     Fixtures(fixtures::Args),
     /// Large measurements, each in processes of its own: minutes.
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Fixtures(args) => fixtures::write(&args),
         Task::Bench(bench) => bench.run(),
     };

@@ -15,8 +15,8 @@
 //! Guarantees, each with the test file that checks it:
 //! 1. Only files that `model_index.json` or an index names are read, and of weights only the header; each figure is the
 //!    header's own (`tests/checkpoint.rs`).
-//! 2. No checkpoint makes it panic or take memory by what a file claims: each fault is an error that names the file
-//!    (`tests/hostile.rs`).
+//! 2. No checkpoint makes it panic, wait or take memory by what a file claims: each fault is an error that names the file
+//!    (`tests/hostile.rs`, `tests/mutations`).
 //! 3. RAM is what a control group leaves, not what the host has (`src/cgroup_tests.rs`).
 //! 4. A machine without a GPU or a driver is described, not refused (`tests/machine.rs`).
 
