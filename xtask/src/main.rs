@@ -23,6 +23,8 @@ enum Task {
     Boundaries,
     /// The planner's laws with everything that CI tries a part of: minutes.
     Laws,
+    /// The strategy-decision table over simulated machines and models, printed.
+    TestEnvsFast,
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
     Fixtures(fixtures::Args),
 }
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
+        Task::TestEnvsFast => ci::environments(),
         Task::Fixtures(args) => fixtures::write(&args),
     };
     match outcome {
