@@ -50,7 +50,12 @@ fn headers(path: &Path, args: &PlanArgs) -> Result<Checkpoint, Failure> {
 
 /// The pipeline's folder, wherever the path leads.
 pub(crate) fn folder(path: &Path, variant: Option<&String>) -> Result<Folder, Failure> {
-    let folder = Folder::open(mm_probe::locate(path)?).map_err(|error| Failure::of_pipeline(error, Stage::Load))?;
+    let path = mm_probe::locate(path)?;
+    if let Some(variant) = variant {
+        // A variant that no component has is told before anything is loaded.
+        mm_probe::inspect_variant(&path, None, Some(variant))?;
+    }
+    let folder = Folder::open(path).map_err(|error| Failure::of_pipeline(error, Stage::Load))?;
     Ok(folder.variant(variant.cloned()))
 }
 
