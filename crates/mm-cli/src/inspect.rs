@@ -32,7 +32,7 @@ fn table(checkpoint: &Checkpoint) -> String {
         let types: Vec<&str> = part.stored.keys().map(String::as_str).collect();
         components.row([
             part.name.clone(),
-            part.class.clone().unwrap_or_else(|| "?".into()),
+            part.class.clone().or(part.architecture.as_ref().map(|known| known.name().into())).unwrap_or("?".into()),
             part.files.len().to_string(),
             part.tensors.to_string(),
             show(part.stored_bytes()),

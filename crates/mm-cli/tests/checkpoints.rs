@@ -154,3 +154,33 @@ fn quantized_files_are_inspected_and_planned() {
     fs::write(&path, b"GGUF").expect("writes");
     mm(["inspect", text(&path)]).fails(4, &["m.gguf", "truncated"]);
 }
+
+#[test]
+fn what_computing_takes_is_planned_for_by_the_size_asked_for() {
+    let plan = |more: &[&str]| mm([&["plan", SHAPES, "--vram", "1GiB", "--json"], more].concat()).ok().json();
+    let phases = |plan: &Value| plan["phases"].as_array().expect("phases").clone();
+    assert!(phases(&plan(&[])).iter().all(|phase| phase["activation"].is_null()), "unknown unless a size is asked for");
+    let bytes = |more: &[&str]| -> Vec<u64> {
+        let phases = phases(&plan(more));
+        assert!(phases.iter().all(|phase| phase["activation"]["basis"] == json!("estimated")));
+        phases.iter().map(|phase| phase["activation"]["bytes"].as_u64().expect("bytes")).collect()
+    };
+    let small = bytes(&["--width", "64", "--height", "64"]);
+    assert_eq!(small, bytes(&["--batch", "1"]), "the size that the VAE was made for");
+    let large = bytes(&["--width", "256", "--height", "256"]);
+    assert!(large[1] > 2 * small[1] && large[2] > 4 * small[2], "{small:?} {large:?}");
+    let two = bytes(&["--batch", "2"]);
+    assert!(two.iter().zip(&small).all(|(two, one)| two > one), "{small:?} {two:?}");
+
+    let refused = ["plan", SHAPES, "--vram", "64MiB", "--width", "512"];
+    mm(refused).fails(3, &["no plan fits", "is estimated to take", "smaller --width"]);
+    mm(["plan", SHAPES, "--width", "0"]).fails(2, &["--width"]);
+    mm(["plan", "--spec", "-", "--batch", "2"]).fails(2, &["--batch"]);
+
+    // On the CPU a budget is for weights: the plan is that of a run, and what comes on top is told.
+    let cpu = ["plan", SHAPES, "--device", "cpu", "--vram", "8MiB"];
+    let with = mm([&cpu[..], &["--width", "64"]].concat()).ok().stdout;
+    let without = mm(cpu).ok().stdout;
+    let told = with.strip_prefix(without.trim_end()).expect("one note more");
+    assert!(told.contains("on top of the weights"), "{told}");
+}

@@ -24,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
 mod cgroup;
 mod checkpoint;
 mod document;
@@ -43,6 +44,7 @@ mod stacks;
 mod tensor;
 mod unloaded;
 
+pub use activation::{Architecture, Workload, estimate};
 pub use checkpoint::{BlockBytes, BlockStack, Checkpoint, CheckpointComponent, inspect, inspect_variant};
 pub use error::InspectError;
 pub use files::{Library, WeightFiles, weight_files};
