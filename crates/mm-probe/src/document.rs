@@ -8,8 +8,10 @@ use serde::de::DeserializeOwned;
 
 use crate::error::InspectError;
 
-/// Far beyond any index or config in use; the largest seen are a few megabytes.
-const MAX_DOCUMENT: u64 = 32 << 20;
+/// Far beyond any index in use; those of a million million parameters have some twenty megabytes.
+pub(crate) const MAX_INDEX: u64 = 32 << 20;
+/// Far beyond any other document in use, and little enough to be read as a tree of values: those take many times the text.
+pub(crate) const MAX_CONFIG: u64 = 1 << 20;
 
 /// Opens a regular file; its size comes with it.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), InspectError> {
@@ -23,12 +25,12 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64), InspectError> {
     Ok((file, size))
 }
 
-/// Reads a JSON document.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, InspectError> {
+/// Reads a JSON document of at most so many bytes.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T, InspectError> {
     let wrong = |reason| InspectError::Document { file: path.to_owned(), reason };
     let (file, size) = open(path)?;
-    if size > MAX_DOCUMENT {
-        return Err(wrong(format!("{size} bytes are too many for this document; {MAX_DOCUMENT} are allowed")));
+    if size > most {
+        return Err(wrong(format!("{size} bytes are too many for this document; {most} are allowed")));
     }
     serde_json::from_reader(BufReader::new(file.take(size))).map_err(|error| wrong(error.to_string()))
 }

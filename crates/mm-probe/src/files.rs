@@ -250,7 +250,7 @@ fn shards(index: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, InspectError> 
     }
     let folder = index.parent().unwrap_or(Path::new(""));
     let wrong = |reason| InspectError::Document { file: index.to_owned(), reason };
-    let Index { weight_map } = document::read(index)?;
+    let Index { weight_map } = document::read(index, document::MAX_INDEX)?;
     if weight_map.is_empty() {
         return Err(wrong("its weight_map names no file".into()));
     }

@@ -50,7 +50,7 @@ pub(crate) fn sources(path: &Path, variant: Option<&str>) -> Result<(Option<Stri
 fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<Source>), InspectError> {
     let document = root.join(PIPELINE);
     let wrong = |reason| InspectError::Document { file: document.clone(), reason };
-    let mut entries: BTreeMap<String, Value> = document::read(&document)?;
+    let mut entries: BTreeMap<String, Value> = document::read(&document, document::MAX_CONFIG)?;
     let class = entries.remove("_class_name").and_then(|class| class.as_str().map(str::to_owned));
 
     let mut sources = Vec::new();
@@ -153,7 +153,7 @@ fn folder_name(folder: &Path) -> Option<String> {
 /// A model's `config.json`, where it has one.
 fn config(folder: &Path) -> Result<Option<Value>, InspectError> {
     let file = folder.join(CONFIG);
-    if exists(&file) { document::read(&file).map(Some) } else { Ok(None) }
+    if exists(&file) { document::read(&file, document::MAX_CONFIG).map(Some) } else { Ok(None) }
 }
 
 /// Diffusers writes `_class_name` into a model's config, Transformers `architectures`.
