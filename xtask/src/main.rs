@@ -1,6 +1,7 @@
 //! Short tasks: `cargo xtask ci` runs exactly what CI runs; `cargo xtask fixtures` writes checkpoints to test with.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod boundaries;
 mod ci;
 mod fixtures;
@@ -27,6 +28,9 @@ enum Task {
     TestEnvsFast,
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
     Fixtures(fixtures::Args),
+    /// Large measurements, each in processes of its own: minutes.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         Task::Laws => ci::laws(),
         Task::TestEnvsFast => ci::environments(),
         Task::Fixtures(args) => fixtures::write(&args),
+        Task::Bench(bench) => bench.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

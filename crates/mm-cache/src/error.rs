@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
-    /// The file could not be opened or mapped: check the path and its permissions.
+    /// The file could not be opened, read or mapped: check the path and its permissions.
     #[error("cannot read {}: {source}", file.display())]
     Io {
         /// The file.
@@ -58,10 +58,51 @@ pub enum WeightsError {
         /// The file that has it too.
         second: PathBuf,
     },
-    /// The file was written or truncated in place after it was mapped: open it again.
-    #[error("{} changed while it was mapped: open it again, and replace weights by renaming a new file over them", file.display())]
+    /// The system could not read a tensor of a file that was opened: check the disk.
+    #[error("{}: tensor `{tensor}`: {}", file.display(), self.reason())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file was truncated after it was opened: restore it and open it again.
+    #[error("{}: tensor `{tensor}`: {}", file.display(), self.reason())]
+    Cut {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Bytes in the file when it was opened.
+        need: u64,
+        /// Bytes in the file now.
+        have: u64,
+    },
+    /// The file was written in place after it was opened: open it again.
+    #[error("{}: tensor `{tensor}`: {}", file.display(), self.reason())]
     Changed {
         /// The file.
         file: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
+}
+
+impl WeightsError {
+    /// What is wrong and what to do, for callers that name file and tensor themselves.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("cannot be read: {source}"),
+            Self::Cut { need, have, .. } => {
+                format!("the file was truncated from {need} to {have} bytes while in use: restore it and load it again")
+            }
+            Self::Changed { .. } => "the file was written in place while in use: load it again, and replace weights \
+                                     by renaming a new file over them"
+                .to_owned(),
+            Self::Tensor { reason, .. } | Self::Header { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        }
+    }
 }

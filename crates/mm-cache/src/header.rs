@@ -10,6 +10,7 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::WeightsError;
+use crate::open_file::OpenFile;
 
 /// The format's own cap on headers.
 const MAX_HEADER: u64 = 100_000_000;
@@ -21,29 +22,39 @@ pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    pub(crate) range: Range<usize>,
+    pub(crate) range: Range<u64>,
 }
 
-/// Reads and checks the header of a whole safetensors file.
-pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<Entry>, WeightsError> {
-    let header = |reason: &str| WeightsError::Header { file: file.to_owned(), reason: reason.to_owned() };
-    let truncated = |need| WeightsError::Truncated { file: file.to_owned(), need, have: bytes.len() as u64 };
+/// Reads and checks the header of a safetensors file; of the file's bytes, no more than the header.
+pub(crate) fn read(path: &Path, file: &OpenFile) -> Result<Vec<Entry>, WeightsError> {
+    let header = |reason: &str| WeightsError::Header { file: path.to_owned(), reason: reason.to_owned() };
+    let truncated = |need| WeightsError::Truncated { file: path.to_owned(), need, have: file.size() };
+    let fill = |offset, into: &mut [u8]| {
+        file.read_at(offset, into).map_err(|source| WeightsError::Io { file: path.to_owned(), source })
+    };
 
-    let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(truncated(LENGTH_BYTES)) };
-    let length = u64::from_le_bytes(*length);
+    if file.size() < LENGTH_BYTES {
+        return Err(truncated(LENGTH_BYTES));
+    }
+    let mut length = [0; LENGTH_BYTES as usize];
+    fill(0, &mut length)?;
+    let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
         return Err(header("its header claims more than 100 MB"));
     }
-    let Some((json, data)) = rest.split_at_checked(length as usize) else {
-        return Err(truncated(LENGTH_BYTES + length));
-    };
-    let Tensors(tensors) = serde_json::from_slice(json).map_err(|error| header(&error.to_string()))?;
-    let start = bytes.len() - data.len();
+    let start = LENGTH_BYTES + length;
+    if file.size() < start {
+        return Err(truncated(start));
+    }
+    let mut json = vec![0; length as usize];
+    fill(LENGTH_BYTES, &mut json)?;
+    let Tensors(tensors) = serde_json::from_slice(&json).map_err(|error| header(&error.to_string()))?;
+    drop(json);
 
     let mut entries = Vec::with_capacity(tensors.len());
     let mut names = HashSet::with_capacity(tensors.len());
     for (name, info) in &tensors {
-        let wrong = |reason: String| WeightsError::Tensor { file: file.to_owned(), tensor: name.clone(), reason };
+        let wrong = |reason: String| WeightsError::Tensor { file: path.to_owned(), tensor: name.clone(), reason };
         if !names.insert(name) {
             return Err(wrong("named twice".into()));
         }
@@ -56,17 +67,18 @@ pub(crate) fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<Entry>, WeightsErro
                 info.dtype, info.shape
             )));
         }
-        if to > data.len() {
-            return Err(truncated((start as u64).saturating_add(to as u64)));
+        let end = start.saturating_add(to as u64);
+        if end > file.size() {
+            return Err(truncated(end));
         }
         entries.push(Entry {
             name: name.clone(),
             dtype: info.dtype,
             shape: info.shape.clone(),
-            range: start + from..start + to,
+            range: start + from as u64..end,
         });
     }
-    covers_exactly(file, start, bytes.len(), &mut entries)?;
+    covers_exactly(path, start, file.size(), &mut entries)?;
     Ok(entries)
 }
 
@@ -79,7 +91,7 @@ pub(crate) fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
 
 /// Tensors lie end to end and fill the file, as the format demands: an overlap would let two names share bytes, a
 /// gap would hide them.
-fn covers_exactly(file: &Path, start: usize, end: usize, entries: &mut [Entry]) -> Result<(), WeightsError> {
+fn covers_exactly(file: &Path, start: u64, end: u64, entries: &mut [Entry]) -> Result<(), WeightsError> {
     entries.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     let mut at = start;
     for entry in entries.iter() {

@@ -1,15 +1,18 @@
-//! Loads each thing once: a load-once map, content ids, and memory-mapped weights that nobody copies.
+//! Loads each thing once: a load-once map, content ids, and weights that are read, or looked at in place, when they are
+//! asked for.
 //!
 //! ```
 //! use mm_cache::{ContentId, LoadCache, TensorSlice, component_hash};
 //! use safetensors::Dtype;
 //!
 //! let cache = LoadCache::with_budget(1 << 30);
-//! let scale = cache.get_or_load(component_hash("scale"), |t: &TensorSlice| t.bytes().len() as u64, || {
+//! let scale = cache.get_or_load(component_hash("scale"), |t: &TensorSlice| t.byte_len(), || {
 //!     TensorSlice::from_bytes("scale", Dtype::F32, [1], 1f32.to_le_bytes().to_vec())
 //! })?;
-//! assert_eq!(scale.bytes(), [0, 0, 128, 63]);
-//! assert_eq!(ContentId::of(scale.bytes()), ContentId::of(&[0, 0, 128, 63]));
+//! let mut read = [0; 4];
+//! scale.read_into(0, &mut read)?;
+//! assert_eq!(read, [0, 0, 128, 63]);
+//! assert_eq!(ContentId::of(scale.bytes()?), ContentId::of(&read));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -19,10 +22,13 @@
 //! 2. Over budget, what nobody holds goes, least recently used first; what is held stays (`tests/eviction.rs`).
 //! 3. No claim of a weights file is believed before it is checked: truncated and lying files are errors that name the
 //!    file and, where there is one, the tensor (`tests/hostile_weights.rs`).
-//! 4. A file is mapped once per process, by whatever path it is opened, and a tensor is a view of it (`tests/weights.rs`).
-//! 5. Content ids are plain blake3 over the bytes (`tests/content.rs`).
+//! 4. A file is open once per process, by whatever path, and mapped at most once, when a tensor's bytes are first looked
+//!    at in place; opening and reading map nothing (`tests/weights.rs`, `tests/reading.rs`).
+//! 5. What is read is the file's content as of opening it, or an error that names file and tensor: a file truncated or
+//!    written in place neither ends the process nor gives other bytes (`tests/reading.rs`).
+//! 6. Content ids are plain blake3 over the bytes (`tests/content.rs`).
 //!
-//! `unsafe` is confined to one call in one module, the mapping itself; [`Weights::open`] states what it asks of callers.
+//! `unsafe` is confined to one call in one module, the mapping itself; [`TensorSlice::bytes`] states what it asks of callers.
 
 #![deny(unsafe_code)]
 
@@ -33,6 +39,7 @@ mod fill;
 mod header;
 mod load_cache;
 mod mapping;
+mod open_file;
 mod weights;
 
 pub use content::{ContentError, content_id, content_ids};

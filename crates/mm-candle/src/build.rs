@@ -1,4 +1,4 @@
-//! Building a model over memory-mapped weights, so that it can be managed afterwards.
+//! Building a model over weights in files, so that it can be managed afterwards.
 //!
 //! While a model is built its weights are really there, group by group: a block's memory leaves when
 //! the next block begins, so building holds at most the rest and one group.

@@ -3,7 +3,7 @@
 use crate::{Component, Error, LoadSpec, build::build, component::Managed};
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use mm_cache::{LoadError, Weights};
+use mm_cache::{LoadError, Weights, component_hash};
 use mm_engine::{HostDevice, ModelManager, Module, timeline::Timeline};
 use mm_plan::{Component as Description, Machine, Policy};
 use std::{ops::Deref, sync::Arc};
@@ -25,7 +25,7 @@ impl Manager {
         Ok(Self { engine: ModelManager::new(device, timeline, machine, policy)? })
     }
 
-    /// Loads a component: maps its files, builds the model with `build` (called again where a tensor
+    /// Loads a component: opens its files, builds the model with `build` (called again where a tensor
     /// turns out to be shared between blocks), and registers it under `spec.name`. Its weights reach
     /// the device with the first run.
     ///
@@ -47,11 +47,17 @@ impl Manager {
         Ok(Component::managed(model, Managed { manager: self.engine.clone(), module, registration }))
     }
 
-    /// The files' mappings, shared with whoever loads the same files.
+    /// The files, open, shared with whoever loads the same ones; opened anew where they were changed or replaced.
     fn weights(&self, spec: &LoadSpec) -> std::result::Result<Arc<Weights>, Error> {
         let identifier: Vec<String> = spec.files.iter().map(|f| f.display().to_string()).collect();
-        let weigh = |_: &Arc<Weights>| 0; // mapped: pages of files, not memory of ours
-        let loaded = self.engine.load_component(&identifier.join("\n"), weigh, || Weights::open(&spec.files));
+        let identifier = identifier.join("\n");
+        let weigh = |_: &Arc<Weights>| 0; // open files: no memory to speak of
+        let load = || self.engine.load_component(&identifier, weigh, || Weights::open(&spec.files));
+        let mut loaded = load();
+        if loaded.as_ref().is_ok_and(|weights| !weights.are_current()) {
+            self.engine.cache().remove(&component_hash(&identifier));
+            loaded = load();
+        }
         match loaded {
             Ok(weights) => Ok((*weights).clone()),
             Err(LoadError::Factory(error)) => Err(error.into()),

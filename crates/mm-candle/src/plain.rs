@@ -1,13 +1,13 @@
 //! Loading without a manager: every weight a tensor of its own, the whole model in memory.
 
-use crate::home::candle_dtype;
-use candle_core::{DType, Device, Error, Result, Shape, Tensor};
+use crate::home::{candle_dtype, into_storage};
+use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use mm_cache::Weights;
-use mm_engine::dtype_of;
+use mm_engine::{HostBuffer, dtype_of};
 use std::sync::Arc;
 
-/// A `VarBuilder` backend over memory-mapped files.
+/// A `VarBuilder` backend that reads each tensor from its file.
 pub(crate) struct PlainBackend(pub(crate) Arc<Weights>);
 
 impl SimpleBackend for PlainBackend {
@@ -23,10 +23,16 @@ impl SimpleBackend for PlainBackend {
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let source = self.0.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())?;
-        let stored = dtype_of(source.dtype()).and_then(candle_dtype).ok_or_else(|| {
-            Error::Msg(format!("{}: tensor {name}: dtype {:?} is not known", source.file().display(), source.dtype()))
-        })?;
-        Tensor::from_raw_buffer(source.bytes(), stored, source.shape(), device)?.to_dtype(dtype)
+        let fail = |reason: String| Error::Msg(format!("{}: tensor {name}: {reason}", source.file().display())).bt();
+        let empty = dtype_of(source.dtype()).filter(|d| candle_dtype(*d).is_some()).and_then(HostBuffer::empty);
+        let mut buffer = empty.ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
+        if !(buffer.reserve(source.byte_len()) && buffer.grow(source.byte_len())) {
+            return Err(fail(format!("no memory for its {} bytes", source.byte_len())));
+        }
+        source.read_into(0, buffer.bytes_mut()).map_err(|error| fail(error.reason()))?;
+        let tensor =
+            Tensor::from_storage(Storage::Cpu(into_storage(buffer)), source.shape(), BackpropOp::none(), false);
+        tensor.to_device(device)?.to_dtype(dtype)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {

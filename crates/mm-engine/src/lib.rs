@@ -60,7 +60,9 @@
 //! 5. **No hang**: too many leases, a run inside itself, threads that wait for each other are [`EngineError::Misuse`] at once
 //!    (`tests/pass.rs`, `tests/manager.rs`). A [`Run`] that was forgotten keeps other threads out of its component.
 //! 6. **A plan is run exactly or refused** with the place where it differs (`tests/manager.rs`).
-//! 7. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
+//! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
+//!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
+//! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
 #![deny(unsafe_code)]
 
 mod cast;

@@ -1,8 +1,12 @@
 //! Host description of a slab: which stored tensors it is filled from, and where each lies in it.
 
-use crate::{EngineError, Result, cast::cast};
+use crate::{
+    EngineError, Result,
+    cast::{can_cast, cast},
+};
 use mm_cache::TensorSlice;
 use mm_plan::DType;
+use std::cell::RefCell;
 
 /// Each tensor in a slab starts at a multiple of this, bytes.
 pub const ALIGN: u64 = 256;
@@ -12,6 +16,14 @@ pub const fn align(bytes: u64) -> u64 {
     bytes.div_ceil(ALIGN).saturating_mul(ALIGN)
 }
 
+/// What is cast is read in pieces of this many bytes, which stay in a core's own cache until they are cast.
+const PIECE: usize = 256 << 10;
+
+thread_local! {
+    /// The piece under way; as `u64` so that every element type is aligned in it.
+    static BOUNCE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
 /// One tensor's place in a slab.
 #[derive(Clone)]
 struct Part {
@@ -19,7 +31,7 @@ struct Part {
     source: TensorSlice,
 }
 
-/// A group's weights of one dtype, packed. Filling it reads the stored tensors and casts them.
+/// A group's weights of one dtype, packed. Filling it reads the stored tensors and casts them; nothing is mapped.
 #[derive(Clone)]
 pub struct Slab {
     dtype: DType,
@@ -54,14 +66,15 @@ impl Slab {
 
     /// Bytes in the stored form.
     pub fn host_bytes(&self) -> u64 {
-        self.parts.iter().map(|p| p.source.bytes().len() as u64).sum()
+        self.parts.iter().map(|p| p.source.byte_len()).sum()
     }
 
     /// Fills the front of `into` with this slab, casting where the stored dtype differs. Padding
     /// between tensors is left as it is. `into` may be longer than the slab: a slot is.
     ///
     /// # Errors
-    /// `Source` names the tensor that can't be read or cast.
+    /// `Source` names the tensor that can't be read or cast, also where its file was truncated or written in place
+    /// since it was opened.
     pub fn fill(&self, into: &mut [u8]) -> Result<()> {
         for part in &self.parts {
             self.fill_part(part, into)?;
@@ -85,15 +98,32 @@ impl Slab {
             reason,
         };
         let from = dtype_of(source.dtype()).ok_or_else(|| fail(format!("unknown dtype {:?}", source.dtype())))?;
-        source.check().map_err(|e| fail(e.to_string()))?;
-        let stored = source.bytes();
-        let start = usize::try_from(*offset).map_err(|e| fail(e.to_string()))?;
-        let length = stored.len() / from.size() as usize * self.dtype.size() as usize;
-        let place = start
-            .checked_add(length)
-            .and_then(|end| into.get_mut(start..end))
+        let too_long = || fail("longer than this machine can address".to_owned());
+        let start = usize::try_from(*offset).map_err(|_| too_long())?;
+        let elements = usize::try_from(source.byte_len() / from.size()).map_err(|_| too_long())?;
+        let place = elements
+            .checked_mul(self.dtype.size() as usize)
+            .and_then(|length| into.get_mut(start..start.checked_add(length)?))
             .ok_or_else(|| EngineError::Internal(format!("slab buffer too short for {:?}", source.name())))?;
-        cast(from, stored, self.dtype, place).map_err(fail)
+        // Reading asks afterwards whether the file has changed; asking before spares reading what is lost already.
+        source.check().map_err(|e| fail(e.reason()))?;
+        if from == self.dtype {
+            return source.read_into(0, place).map_err(|e| fail(e.reason()));
+        }
+        if !can_cast(from, self.dtype) {
+            return Err(fail(format!("no cast from {from} to {}", self.dtype)));
+        }
+        BOUNCE.with_borrow_mut(|bounce| {
+            bounce.resize(PIECE / size_of::<u64>(), 0);
+            let bounce: &mut [u8] = bytemuck::cast_slice_mut(bounce);
+            let (stored, wide) = (from.size() as usize, self.dtype.size() as usize);
+            for (index, place) in place.chunks_mut(PIECE / stored * wide).enumerate() {
+                let piece = &mut bounce[..place.len() / wide * stored];
+                source.read_into((index * PIECE) as u64, piece).map_err(|e| fail(e.reason()))?;
+                cast(from, piece, self.dtype, place).map_err(&fail)?;
+            }
+            Ok(())
+        })
     }
 }
 

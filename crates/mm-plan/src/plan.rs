@@ -7,7 +7,7 @@ use alloc::{string::String, vec::Vec};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum HostTier {
-    /// In the mapped file; no anonymous bytes.
+    /// In its file, mapped or read when it is needed; no anonymous bytes.
     Mapped,
     /// Through a ring of page-locked staging buffers.
     Staged,

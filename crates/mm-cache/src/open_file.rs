@@ -1,0 +1,174 @@
+//! A weights file, opened once per process, that notices when it is no longer the file that was opened.
+
+use std::collections::HashMap;
+use std::fs::{File, Metadata};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
+
+use memmap2::Mmap;
+use parking_lot::Mutex;
+
+use crate::error::WeightsError;
+use crate::mapping;
+
+/// An open file, shared by everyone in the process who opens the same one.
+pub(crate) struct OpenFile {
+    /// Kept open, so that what is read later is this file and not a successor at its path.
+    file: File,
+    identity: Identity,
+    map: OnceLock<Mmap>,
+    /// Held while mapping, so that two threads cannot map one file twice.
+    mapping: Mutex<()>,
+}
+
+/// How an open file differs from what it was.
+pub(crate) enum Change {
+    /// It became shorter; its bytes now.
+    Shorter(u64),
+    /// It was written, or became longer.
+    Written,
+}
+
+/// What makes two opens the same unchanged file. Paths play no part: links share one open file.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+    changed_ns: i128,
+}
+
+static OPEN: LazyLock<Mutex<HashMap<Identity, Weak<OpenFile>>>> = LazyLock::new(Mutex::default);
+
+impl OpenFile {
+    /// Opens the file at `path`, or hands out what this process already has open of that same file.
+    pub(crate) fn of(path: &Path) -> Result<Arc<Self>, WeightsError> {
+        let io = |source| WeightsError::Io { file: path.to_owned(), source };
+        // Asked before opening, as opening a pipe would wait for its writer.
+        let not_a_file = || WeightsError::NotAFile { file: path.to_owned() };
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            return Err(not_a_file());
+        }
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(not_a_file());
+        }
+        let identity = Identity::of(&metadata);
+        let make = || Arc::new(Self { file, identity, map: OnceLock::new(), mapping: Mutex::new(()) });
+        if !identity.is_known() {
+            return Ok(make());
+        }
+        let mut open = OPEN.lock();
+        if let Some(known) = open.get(&identity).and_then(Weak::upgrade) {
+            return Ok(known);
+        }
+        open.retain(|_, file| file.strong_count() > 0);
+        let made = make();
+        open.insert(identity, Arc::downgrade(&made));
+        Ok(made)
+    }
+
+    /// Bytes in the file when it was opened.
+    pub(crate) const fn size(&self) -> u64 {
+        self.identity.size
+    }
+
+    /// Fills `into` with the bytes at `offset`. Reads the file itself, so that a file that became shorter is an
+    /// error and not the end of the process.
+    pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        read_exact_at(&self.file, offset, into)
+    }
+
+    /// The whole file, mapped when this is first called.
+    pub(crate) fn map(&self) -> io::Result<&[u8]> {
+        if let Some(map) = self.map.get() {
+            return Ok(map);
+        }
+        let _one = self.mapping.lock();
+        if let Some(map) = self.map.get() {
+            return Ok(map);
+        }
+        let map = mapping::map(&self.file, self.identity.size)?;
+        Ok(self.map.get_or_init(|| map))
+    }
+
+    /// What became of the file since it was opened; `None`: nothing. One call of the system.
+    pub(crate) fn change(&self) -> io::Result<Option<Change>> {
+        let now = Identity::of(&self.file.metadata()?);
+        // Adding or removing a link touches ctime but not the bytes, so only size and mtime count here.
+        Ok(if now.size < self.identity.size {
+            Some(Change::Shorter(now.size))
+        } else if now.size > self.identity.size || now.modified_ns != self.identity.modified_ns {
+            Some(Change::Written)
+        } else {
+            None
+        })
+    }
+
+    /// Whether `path` leads to this very file, unchanged.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|found| {
+            let now = Identity::of(&found);
+            let same = (now.device, now.inode) == (self.identity.device, self.identity.inode);
+            same && (now.size, now.modified_ns) == (self.identity.size, self.identity.modified_ns)
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !into.is_empty() {
+        match file.seek_read(into, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                into = &mut into[read..];
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_exact_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+impl Identity {
+    #[cfg(unix)]
+    fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let ns = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
+            changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Elsewhere the standard library names no inode.
+    #[cfg(not(unix))]
+    fn of(metadata: &Metadata) -> Self {
+        let since = metadata.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        let modified_ns = since.and_then(|age| i128::try_from(age.as_nanos()).ok()).unwrap_or(0);
+        Self { device: 0, inode: 0, size: metadata.len(), modified_ns, changed_ns: 0 }
+    }
+
+    /// Whether it tells one file from another; where not, each open stands alone.
+    const fn is_known(&self) -> bool {
+        self.inode != 0
+    }
+}
