@@ -1,4 +1,4 @@
-//! Short tasks: `cargo xtask ci` runs exactly what CI runs.
+//! Short tasks: `cargo xtask ci` runs exactly what CI runs; `cargo xtask bench` measures what takes processes of its own.
 #![forbid(unsafe_code)]
 
 mod bench;
