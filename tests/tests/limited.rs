@@ -98,7 +98,7 @@ fn run(mode: &str, file: &Path) -> ContentId {
         _ => load_unmanaged(&spec, make).unwrap(),
     };
     let x = Tensor::from_vec(fixture::values(1).take(64 * CHANNELS).collect(), (64, CHANNELS), &Device::Cpu).unwrap();
-    let mut pass = || {
+    let pass = || {
         let y = model.run(|model| model.forward(&x)).unwrap_or_else(|error| panic!("{error}"));
         let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         ContentId::of(&y.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
