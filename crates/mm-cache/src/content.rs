@@ -1,10 +1,11 @@
 //! Content ids of files and folders.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::digest::ContentId;
+use crate::open_file::open_regular;
 
 /// Why a content id could not be computed.
 #[derive(Debug, thiserror::Error)]
@@ -26,20 +27,45 @@ pub enum ContentError {
     },
 }
 
-/// The content id of a file, memory-mapped and hashed on all cores. The file must not be truncated meanwhile.
+/// Read so much at a time: hashing it keeps all cores busy for longer than starting them takes.
+const CHUNK: usize = 16 << 20;
+
+/// The content id of a file, hashed on all cores.
 ///
 /// # Errors
-/// A missing or unreadable file; anything that is not a regular file.
+/// A missing or unreadable file; anything that is not a regular file; a file that is truncated meanwhile.
 pub fn content_id(path: impl AsRef<Path>) -> Result<ContentId, ContentError> {
     let path = path.as_ref();
     let io = |source| ContentError::Io { path: path.to_owned(), source };
-    // Asked before opening, as opening a pipe would wait for its writer.
-    if !path.metadata().map_err(io)?.is_file() {
+    let Some((mut file, metadata)) = open_regular(path).map_err(io)? else {
         return Err(ContentError::NotAFile { path: path.to_owned() });
-    }
+    };
+    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    // One byte more than a small file has, so that its end shows without another chunk.
+    let mut chunk = vec![0; size.saturating_add(1).min(CHUNK)];
     let mut hasher = blake3::Hasher::new();
-    hasher.update_mmap_rayon(path).map_err(io)?;
-    Ok(hasher.finalize().into())
+    let mut hashed = 0;
+    loop {
+        let mut filled = 0;
+        while filled < chunk.len() {
+            match file.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io(error)),
+            }
+        }
+        hasher.update_rayon(&chunk[..filled]);
+        hashed += filled as u64;
+        if filled == chunk.len() {
+            continue;
+        }
+        if hashed < metadata.len() {
+            let reason = format!("truncated from {} to {hashed} bytes while it was read", metadata.len());
+            return Err(io(io::Error::new(io::ErrorKind::UnexpectedEof, reason)));
+        }
+        return Ok(hasher.finalize().into());
+    }
 }
 
 /// The content ids of all files under a folder, sorted by path; of a file, its own.

@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+fn for_tensor(tensor: &Option<String>) -> String {
+    tensor.as_ref().map_or_else(String::new, |tensor| format!(" for tensor `{tensor}`"))
+}
+
 /// Why weights could not be opened or are no longer to be trusted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -21,10 +25,12 @@ pub enum WeightsError {
         file: PathBuf,
     },
     /// The file ends before what its header promises: fetch it again.
-    #[error("{} is truncated: {need} bytes needed, {have} there; fetch it again", file.display())]
+    #[error("{} is truncated: {need} bytes needed{}, {have} there; fetch it again", file.display(), for_tensor(tensor))]
     Truncated {
         /// The file.
         file: PathBuf,
+        /// The first tensor listed that is not all there, where the fault is not in the header.
+        tensor: Option<String>,
         /// Bytes that the header calls for; saturating.
         need: u64,
         /// Bytes in the file.

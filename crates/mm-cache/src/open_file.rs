@@ -46,16 +46,9 @@ impl OpenFile {
     /// Opens the file at `path`, or hands out what this process already has open of that same file.
     pub(crate) fn of(path: &Path) -> Result<Arc<Self>, WeightsError> {
         let io = |source| WeightsError::Io { file: path.to_owned(), source };
-        // Asked before opening, as opening a pipe would wait for its writer.
-        let not_a_file = || WeightsError::NotAFile { file: path.to_owned() };
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(not_a_file());
-        }
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(not_a_file());
-        }
+        let Some((file, metadata)) = open_regular(path).map_err(io)? else {
+            return Err(WeightsError::NotAFile { file: path.to_owned() });
+        };
         let identity = Identity::of(&metadata);
         let make = || Arc::new(Self { file, identity, map: OnceLock::new(), mapping: Mutex::new(()) });
         if !identity.is_known() {
@@ -116,6 +109,28 @@ impl OpenFile {
             same && (now.size, now.modified_ns) == (self.identity.size, self.identity.modified_ns)
         })
     }
+}
+
+/// Opens a file; `None` for what is none. Asked before opening, as opening a device may do something, and after.
+pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Ok(None);
+    }
+    let file = open_at_once(path)?;
+    let metadata = file.metadata()?;
+    Ok(metadata.is_file().then_some((file, metadata)))
+}
+
+/// What was a file a moment ago may be a pipe by now, whose opening would wait for its writer.
+#[cfg(unix)]
+fn open_at_once(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_at_once(path: &Path) -> io::Result<File> {
+    File::open(path)
 }
 
 #[cfg(unix)]

@@ -67,8 +67,7 @@ fn bytes_after_the_last_tensor() {
 #[test]
 fn header_length_lies() {
     let mut bytes = with_header(GOOD.as_bytes(), 11);
-    for (length, truncated) in
-        [(u64::MAX, false), (100_000_001, false), (100_000_000, true), (1 << 20, true), (4, false)]
+    for (length, truncated) in [(u64::MAX, false), (25_000_001, false), (25_000_000, true), (1 << 20, true), (4, false)]
     {
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         let error = refused(&bytes);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mm_plan::{Activation, Basis, Component, DType, Granularity, Group, Stack};
+use mm_plan::{Activation, Basis, Component, DType, Granularity, Group, MAX_GROUPS, Stack};
 use serde::{Serialize, Serializer};
 
 use crate::activation::{Architecture, Facts, Workload, recognize};
@@ -132,6 +132,11 @@ pub fn inspect_variant(
     }
     if class.is_some() {
         shared::mark(&mut components);
+    }
+    let groups = components.iter().map(|component| component.component.groups().count());
+    if groups.sum::<usize>() > MAX_GROUPS {
+        let (form, instead) = ("a checkpoint of more blocks than can be planned", "name one of its components");
+        return Err(InspectError::Unsupported { path, form, instead });
     }
     Ok(Checkpoint { path, class, components, unloaded })
 }

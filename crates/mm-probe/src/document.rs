@@ -1,6 +1,6 @@
 //! Files that are read only as far as they deserve: size known, kind known, JSON within bounds.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read};
 use std::path::Path;
 
@@ -8,29 +8,45 @@ use serde::de::DeserializeOwned;
 
 use crate::error::InspectError;
 
-/// Far beyond any index in use; those of a million million parameters have some twenty megabytes.
+/// Far beyond any index in use; the largest seen are a few megabytes.
 pub(crate) const MAX_INDEX: u64 = 32 << 20;
-/// Far beyond any other document in use, and little enough to be read as a tree of values: those take many times the text.
-pub(crate) const MAX_CONFIG: u64 = 1 << 20;
+/// Far beyond any config in use. Less than for an index: read as values of any kind, a document takes sixteen times its
+/// size in memory.
+pub(crate) const MAX_CONFIG: u64 = 2 << 20;
 
 /// Opens a regular file; its size comes with it.
 pub(crate) fn open(path: &Path) -> Result<(File, u64), InspectError> {
     let io = |source| InspectError::Io { path: path.to_owned(), source };
-    // Asked before opening, as opening a pipe would wait for its writer.
+    // Asked before opening too, as opening a device may do something.
     if !path.metadata().map_err(io)?.is_file() {
         return Err(InspectError::NotAFile { path: path.to_owned() });
     }
-    let file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    Ok((file, size))
+    let file = open_at_once(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(InspectError::NotAFile { path: path.to_owned() });
+    }
+    Ok((file, metadata.len()))
 }
 
-/// Reads a JSON document of at most so many bytes.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T, InspectError> {
+/// What was a file a moment ago may be a pipe by now, whose opening would wait for its writer.
+#[cfg(unix)]
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+#[cfg(not(unix))]
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).open(path)
+}
+
+/// Reads a JSON document of at most `max` bytes.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, max: u64) -> Result<T, InspectError> {
     let wrong = |reason| InspectError::Document { file: path.to_owned(), reason };
     let (file, size) = open(path)?;
-    if size > most {
-        return Err(wrong(format!("{size} bytes are too many for this document; {most} are allowed")));
+    if size > max {
+        return Err(wrong(format!("{size} bytes are too many for this document; {max} are allowed")));
     }
     serde_json::from_reader(BufReader::new(file.take(size))).map_err(|error| wrong(error.to_string()))
 }

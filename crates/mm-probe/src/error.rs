@@ -4,6 +4,10 @@ use std::path::PathBuf;
 
 use mm_plan::DType;
 
+fn for_tensor(tensor: &Option<String>) -> String {
+    tensor.as_ref().map_or_else(String::new, |tensor| format!(" for tensor `{tensor}`"))
+}
+
 fn variants(there: &[String]) -> String {
     match there {
         [] => "there are no variants, leave the choice out".to_owned(),
@@ -102,10 +106,12 @@ pub enum InspectError {
         reason: String,
     },
     /// The file ends before what its header promises: fetch it again.
-    #[error("{} is truncated: {need} bytes needed, {have} there; fetch it again", file.display())]
+    #[error("{} is truncated: {need} bytes needed{}, {have} there; fetch it again", file.display(), for_tensor(tensor))]
     Truncated {
         /// The file.
         file: PathBuf,
+        /// The first tensor that is not all there, where the fault is not in the header.
+        tensor: Option<String>,
         /// Bytes that the header calls for; saturating.
         need: u64,
         /// Bytes in the file.

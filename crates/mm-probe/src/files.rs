@@ -1,11 +1,12 @@
 //! Which files hold one model's weights: those that its loader would open, whatever lies beside them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::{Component as PathPart, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::document;
+use crate::document::{self, MAX_INDEX};
 use crate::error::InspectError;
 
 /// The suffix of a plain index; of a variant's, `.fp16` stands before `.json`.
@@ -250,7 +251,7 @@ fn shards(index: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, InspectError> 
     }
     let folder = index.parent().unwrap_or(Path::new(""));
     let wrong = |reason| InspectError::Document { file: index.to_owned(), reason };
-    let Index { weight_map } = document::read(index, document::MAX_INDEX)?;
+    let Index { weight_map } = document::read(index, MAX_INDEX)?;
     if weight_map.is_empty() {
         return Err(wrong("its weight_map names no file".into()));
     }
@@ -278,14 +279,16 @@ pub(crate) fn stays_inside(path: &Path) -> bool {
     path.components().next().is_some() && path.components().all(|part| matches!(part, PathPart::Normal(_)))
 }
 
-/// There, if only as a link to nowhere, which is then reported as what it is.
+/// There, if only as a link to nowhere, or where it may not be looked for: that is then reported as what it is, while
+/// what counts as missing may be passed over.
 pub(crate) fn exists(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+    let missing = |error: std::io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    path.symlink_metadata().err().is_none_or(|error| !missing(error))
 }
 
 pub(crate) fn missing_or_io(path: &Path, named_by: &Path, source: std::io::Error) -> InspectError {
     match source.kind() {
-        std::io::ErrorKind::NotFound => InspectError::Missing {
+        ErrorKind::NotFound => InspectError::Missing {
             path: path.to_owned(),
             named_by: named_by.to_owned(),
             partial: crate::hub::partial_download(path),

@@ -15,7 +15,7 @@ use crate::tensor::{Stored, Tensor};
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// Metadata holds a vocabulary at most: a few megabytes. A file of holes must come to an end.
-const MAX_HEADER: u64 = 100_000_000;
+const MAX_HEADER: u64 = 32 << 20;
 /// Far above any tensor's or key's name; the format's own limits are 64 and 65,535 bytes.
 const MAX_NAME: u64 = 1 << 16;
 /// The format has four; no model has more.
@@ -99,7 +99,12 @@ fn place(
         end = offset.saturating_add(tensor.bytes);
         let need = start.saturating_add(end);
         if need > size {
-            return Err(InspectError::Truncated { file: path.to_owned(), need, have: size });
+            return Err(InspectError::Truncated {
+                file: path.to_owned(),
+                tensor: Some(tensor.name.clone()),
+                need,
+                have: size,
+            });
         }
     }
     Ok(())
@@ -139,10 +144,10 @@ impl Header<'_> {
     fn need(&self, bytes: u64) -> Result<(), InspectError> {
         let need = self.at.saturating_add(bytes);
         if need > self.size {
-            return Err(InspectError::Truncated { file: self.path.to_owned(), need, have: self.size });
+            return Err(InspectError::Truncated { file: self.path.to_owned(), tensor: None, need, have: self.size });
         }
         if need > MAX_HEADER {
-            return Err(self.wrong("its header is longer than 100 MB"));
+            return Err(self.wrong("its header is longer than 32 MiB"));
         }
         Ok(())
     }

@@ -4,9 +4,10 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::document;
 use crate::error::InspectError;
 use crate::files::{exists, stays_inside};
 
@@ -109,8 +110,9 @@ fn snapshot(entry: &Path, revision: Option<&str>, id: &str) -> Result<PathBuf, I
 }
 
 fn read_reference(file: &Path) -> Option<String> {
-    let metadata = file.metadata().ok().filter(|metadata| metadata.is_file())?;
-    let text = (metadata.len() <= MAX_REFERENCE).then(|| fs::read_to_string(file).ok())??;
+    let (file, size) = document::open(file).ok()?;
+    let mut text = String::new();
+    file.take(MAX_REFERENCE).read_to_string(&mut text).ok().filter(|_| size <= MAX_REFERENCE)?;
     Some(text.trim().to_owned()).filter(|commit| !commit.is_empty())
 }
 

@@ -1,5 +1,7 @@
 //! Repository ids in caches as the hub's client leaves them.
 
+use std::fs;
+
 use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::document;
+use crate::document::{self, MAX_CONFIG};
 use crate::error::InspectError;
 use crate::files::{self, Library, WeightFiles, exists, missing_or_io, stays_inside, weight_files};
 
@@ -13,6 +13,9 @@ const PIPELINE: &str = "model_index.json";
 const CONFIG: &str = "config.json";
 /// File names that say nothing of the component; its folder does.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// Of a model in the root of a file system, as a component needs a name.
+const NAMELESS: &str = "model";
 
 /// The files of one component.
 pub(crate) struct Source {
@@ -50,7 +53,7 @@ pub(crate) fn sources(path: &Path, variant: Option<&str>) -> Result<(Option<Stri
 fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<Source>), InspectError> {
     let document = root.join(PIPELINE);
     let wrong = |reason| InspectError::Document { file: document.clone(), reason };
-    let mut entries: BTreeMap<String, Value> = document::read(&document, document::MAX_CONFIG)?;
+    let mut entries: BTreeMap<String, Value> = document::read(&document, MAX_CONFIG)?;
     let class = entries.remove("_class_name").and_then(|class| class.as_str().map(str::to_owned));
 
     let mut sources = Vec::new();
@@ -106,7 +109,7 @@ fn folder(folder: &Path, library: Option<Library>, variant: Option<&str>) -> Res
     let library = library.unwrap_or_else(|| library_of(config.as_ref()));
     let Some(weights) = weight_files(folder, library, variant)? else { return Ok(None) };
     Ok(Some(Source {
-        name: folder_name(folder).unwrap_or_default(),
+        name: folder_name(folder).unwrap_or_else(|| NAMELESS.into()),
         class: class_of(config.as_ref()),
         config,
         weights,
@@ -126,13 +129,15 @@ fn one_file(path: &Path) -> Result<Source, InspectError> {
         return Err(other_form(path, &file_name));
     };
     let config = config(parent)?;
-    let name = if STEMS.contains(&stem.as_str()) { folder_name(parent).unwrap_or(stem) } else { stem };
+    let of_folder = || folder_name(parent).unwrap_or_else(|| NAMELESS.into());
+    let name = if stem.is_empty() || STEMS.contains(&stem.as_str()) { of_folder() } else { stem };
     Ok(Source { name, class: class_of(config.as_ref()), config, weights })
 }
 
 /// The stem of a GGUF file without its number, and all its parts, of which any may be named.
 fn gguf_parts(path: &Path, stem: &str) -> Result<(String, Vec<PathBuf>), InspectError> {
-    let Some((name, number, count)) = files::shard_of(stem).filter(|(_, number, count)| number <= count) else {
+    let Some((name, number, count)) = files::shard_of(stem).filter(|(_, number, count)| (1..=*count).contains(number))
+    else {
         return Ok((stem.to_owned(), vec![path.to_owned()]));
     };
     let part = |part: u32| match part == number {
@@ -153,7 +158,7 @@ fn folder_name(folder: &Path) -> Option<String> {
 /// A model's `config.json`, where it has one.
 fn config(folder: &Path) -> Result<Option<Value>, InspectError> {
     let file = folder.join(CONFIG);
-    if exists(&file) { document::read(&file, document::MAX_CONFIG).map(Some) } else { Ok(None) }
+    if exists(&file) { document::read(&file, MAX_CONFIG).map(Some) } else { Ok(None) }
 }
 
 /// Diffusers writes `_class_name` into a model's config, Transformers `architectures`.
