@@ -31,6 +31,11 @@ pub(crate) fn laws() -> Result<()> {
     step("laws", laws)
 }
 
+/// The table of decisions, with what was decided for each pair.
+pub(crate) fn environments() -> Result<()> {
+    step("environments", cargo(&["test", "--locked", "-p", "mm-probe", "--test", "environments", "--", "--nocapture"]))
+}
+
 pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);

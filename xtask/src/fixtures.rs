@@ -9,7 +9,7 @@ use std::{path::PathBuf, str::FromStr};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The model whose checkpoint to write.
-    #[arg(value_parser = one_of(Model::ALL.map(Model::name)).map(|m| Model::from_str(&m).expect("a name of the list")))]
+    #[arg(value_parser = one_of(Model::ALL.map(Model::name)).try_map(|name| Model::from_str(&name)))]
     model: Model,
     /// The folder to write into: a new or an empty one.
     #[arg(long)]
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COMPONENT")]
     only: Vec<String>,
     /// What the tensors hold; sparse takes no room on disk.
-    #[arg(long, default_value_t, value_parser = one_of(Fill::ALL.map(Fill::name)).map(|f| Fill::from_str(&f).expect("a name of the list")))]
+    #[arg(long, default_value_t, value_parser = one_of(Fill::ALL.map(Fill::name)).try_map(|name| Fill::from_str(&name)))]
     fill: Fill,
     /// Of the random fill.
     #[arg(long, default_value_t = 0)]
@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, value_parser = size)]
     shard: Option<u64>,
     /// How the files lie.
-    #[arg(long, default_value_t, value_parser = one_of(Layout::ALL.map(Layout::name)).map(|l| Layout::from_str(&l).expect("a name of the list")))]
+    #[arg(long, default_value_t, value_parser = one_of(Layout::ALL.map(Layout::name)).try_map(|name| Layout::from_str(&name)))]
     layout: Layout,
     /// Also write what repositories have beside the weights: an fp16 set, .bin twins, onnx, a stray file.
     #[arg(long)]

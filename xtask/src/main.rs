@@ -27,6 +27,8 @@ enum Task {
     Laws,
     /// Fuzzes what reads files; needs `cargo install cargo-fuzz` and a C++ compiler.
     Fuzz(fuzz::Args),
+    /// The strategy-decision table over simulated machines and models, printed.
+    TestEnvsFast,
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
     Fixtures(fixtures::Args),
     /// Large measurements, each in processes of its own: minutes.
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::TestEnvsFast => ci::environments(),
         Task::Fixtures(args) => fixtures::write(&args),
         Task::Bench(bench) => bench.run(),
     };

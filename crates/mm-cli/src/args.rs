@@ -105,6 +105,15 @@ pub(crate) struct PlanArgs {
     /// Passes of a component per request; may be repeated
     #[arg(long, value_name = "NAME=N")]
     pub(crate) passes: Vec<Count>,
+    /// Pixels of the image: keeps free on the device what computing is estimated to take on top of the weights
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "spec", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) width: Option<u32>,
+    /// Pixels of the image, as for --width; what is not given is as the VAE was made for
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "spec", value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) height: Option<u32>,
+    /// Images at a time, as for --width; 1 unless given
+    #[arg(long, value_name = "N", allow_negative_numbers = true, conflicts_with = "spec", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) batch: Option<u32>,
     /// Plan exactly as `mm run` with this device would, for a pipeline it can run: cpu, cuda or cuda:N
     #[arg(long, conflicts_with = "spec")]
     pub(crate) device: Option<DeviceName>,

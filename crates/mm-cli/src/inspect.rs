@@ -32,7 +32,7 @@ fn table(checkpoint: &Checkpoint) -> String {
         let types: Vec<&str> = part.stored.keys().map(String::as_str).collect();
         components.row([
             part.name.clone(),
-            part.class.clone().unwrap_or_else(|| "?".into()),
+            part.class.clone().or(part.architecture.as_ref().map(|known| known.name().into())).unwrap_or("?".into()),
             part.files.len().to_string(),
             part.tensors.to_string(),
             show(part.stored_bytes()),
@@ -69,15 +69,21 @@ fn remarks(checkpoint: &Checkpoint) -> Vec<String> {
 }
 
 fn not_loaded(some: &Unloaded) -> String {
-    format!("{} tensors of {} are not loaded: {}", some.tensors, show(some.bytes), some.reason)
+    let (tensors, bytes, reason) = (some.tensors, show(some.bytes), some.reason);
+    match tensors {
+        1 => format!("one tensor of {bytes} is not loaded: {reason}"),
+        tensors => format!("{tensors} tensors of {bytes} are not loaded: {reason}"),
+    }
 }
 
 fn stack_row(component: &str, stack: &Stack) -> [String; 4] {
     let sizes = stack.groups.iter().map(|group| group.bytes());
     let sum = sizes.clone().fold(0u64, u64::saturating_add);
     let of = match (sizes.clone().min(), sizes.max()) {
-        (Some(least), Some(most)) if least != most => format!("{} to {}", show(least), show(most)),
-        (Some(size), _) => show(size),
+        (Some(least), Some(most)) => match (show(least), show(most)) {
+            (least, most) if least == most => least,
+            (least, most) => format!("{least} to {most}"),
+        },
         _ => "-".into(),
     };
     [format!("{component}.{}", stack.name), stack.groups.len().to_string(), of, show(sum)]

@@ -18,6 +18,7 @@ mod size;
 mod spec;
 mod table;
 mod trace;
+mod workload;
 
 use args::{Cli, Command};
 use clap::Parser;

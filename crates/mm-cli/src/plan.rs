@@ -7,9 +7,9 @@ use crate::output::OutputFile;
 use crate::plan_table::table;
 use crate::spec;
 use crate::table::{print, print_document};
+use crate::workload;
 use mm_diffusion::{Folder, LoadOptions};
 use mm_plan::{Component, DType, Links, Machine, Plan, Policy, Spec};
-use mm_probe::Checkpoint;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
     let picture = args.svg.as_deref().map(picture).transpose()?;
     match (&args.path, &args.spec) {
         (Some(path), _) => {
-            Decision::make(from_checkpoint(path, args)?, args)?.answer(picture.as_ref(), args.json)?;
+            from_checkpoint(path, args)?.answer(picture.as_ref(), args.json)?;
             Ok(ExitCode::SUCCESS)
         }
         (None, Some(file)) => spec::run(file, args, picture.as_ref()),
@@ -26,31 +26,50 @@ pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
     }
 }
 
-/// A machine and the components of a checkpoint: this machine with its first GPU and what the headers say; or, for a
-/// device that is named, exactly what a run on it would plan.
-fn from_checkpoint(path: &Path, args: &PlanArgs) -> Result<Spec, Failure> {
+/// For this machine with its first GPU, what the headers say; for a device that is named, exactly what a run on it would
+/// plan.
+fn from_checkpoint(path: &Path, args: &PlanArgs) -> Result<Decision, Failure> {
     let report = mm_probe::probe();
-    let (machine, components) = match args.device {
-        None => (report.machine(None), headers(path, args)?.to_plan()),
-        Some(device) => {
-            let machine = match device {
-                DeviceName::Cpu => report.host_machine(args.vram.or(args.ram)),
-                DeviceName::Cuda(index) => report.machine(usize::try_from(index).ok()),
-            };
-            let folder = folder(path, args.variant.as_ref())?;
-            (machine, describe(&folder, &load_options(device, args.dtype)?)?)
+    let path = mm_probe::locate(path)?;
+    let workload = workload::asked(args, &path);
+    let headers = || mm_probe::inspect_variant(&path, args.dtype.map(Into::into), args.variant.as_deref());
+    let spec = |machine, components| Spec { schema: 1, machine, components, policy: Policy::default() };
+    let Some(device) = args.device else {
+        let checkpoint = headers()?;
+        let mut components = checkpoint.to_plan();
+        if let Some(workload) = &workload {
+            workload::attach(&mut components, &checkpoint, workload);
         }
+        let decision = Decision::make(spec(report.machine(None), components), args);
+        return decision.inspect_err(|failure| workload::explain(failure, &checkpoint, workload.as_ref()));
     };
-    Ok(Spec { schema: 1, machine, components, policy: Policy::default() })
-}
-
-fn headers(path: &Path, args: &PlanArgs) -> Result<Checkpoint, Failure> {
-    Ok(mm_probe::inspect_variant(path, args.dtype.map(Into::into), args.variant.as_deref())?)
+    let mut components = describe(&folder(&path, args.variant.as_ref())?, &load_options(device, args.dtype)?)?;
+    let checkpoint = workload.as_ref().map(|_| headers()).transpose()?;
+    match device {
+        DeviceName::Cuda(index) => {
+            if let (Some(workload), Some(checkpoint)) = (&workload, &checkpoint) {
+                workload::attach(&mut components, checkpoint, workload);
+            }
+            Decision::make(spec(report.machine(usize::try_from(index).ok()), components), args)
+        }
+        DeviceName::Cpu => {
+            let mut decision = Decision::make(spec(report.host_machine(args.vram.or(args.ram)), components), args)?;
+            if let (Some(workload), Some(checkpoint)) = (&workload, &checkpoint) {
+                workload::note(&mut decision.plan, checkpoint, workload);
+            }
+            Ok(decision)
+        }
+    }
 }
 
 /// The pipeline's folder, wherever the path leads.
 pub(crate) fn folder(path: &Path, variant: Option<&String>) -> Result<Folder, Failure> {
-    let folder = Folder::open(mm_probe::locate(path)?).map_err(|error| Failure::of_pipeline(error, Stage::Load))?;
+    let path = mm_probe::locate(path)?;
+    if let Some(variant) = variant {
+        // A variant that no component has is told before anything is loaded.
+        mm_probe::inspect_variant(&path, None, Some(variant))?;
+    }
+    let folder = Folder::open(path).map_err(|error| Failure::of_pipeline(error, Stage::Load))?;
     Ok(folder.variant(variant.cloned()))
 }
 

@@ -122,14 +122,15 @@ fn tiers(part: &ComponentPlan) -> String {
 
 fn phases(plan: &Plan) -> Table {
     let mut columns = vec!["active together", ">on device", ">left free"];
-    if plan.predicted.is_some() {
+    let known = plan.predicted.is_some() || plan.phases.iter().any(|phase| phase.activation.is_some());
+    if known {
         columns.push("of it for activations");
     }
     let mut table = Table::new(&columns);
     for phase in &plan.phases {
         let headroom = phase.headroom.map_or("no device".into(), show);
         let mut row = vec![phase.components.join(", "), show(phase.engine_bytes), headroom];
-        if plan.predicted.is_some() {
+        if known {
             row.push(activation(phase.activation));
         }
         table.row(row);

@@ -6,6 +6,7 @@ use crate::memory::Watch;
 use crate::output::OutputFile;
 use crate::plan::{folder, load_options, present};
 use crate::report::Report;
+use crate::workload::side;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
@@ -15,9 +16,6 @@ use mm_plan::{Plan, Policy};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// Pixels of a side where neither the request nor the checkpoint says.
-const SIDE: u32 = 1024;
 
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let started = Instant::now();
@@ -143,14 +141,6 @@ fn request(args: &RunArgs) -> Result<Request, Failure> {
         request.initial_latents = Some(tensor.run(|tensor| Ok(tensor.clone())).map_err(bad)?);
     }
     Ok(request)
-}
-
-/// The side of the images that the checkpoint's VAE was made for.
-fn side(checkpoint: &Path) -> u32 {
-    let config = std::fs::read(checkpoint.join("vae/config.json")).ok();
-    let config: Option<Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
-    let side = config.and_then(|config| config.get("sample_size")?.as_u64());
-    side.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0).unwrap_or(SIDE)
 }
 
 /// On a terminal only; nothing is drawn elsewhere.

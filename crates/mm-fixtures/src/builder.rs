@@ -97,3 +97,26 @@ impl Builder {
         self.at(name, |b| b.tensor("weight", &[dim], Init::Ones));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_belongs_to_the_innermost_stack_around_it() {
+        let mut b = Builder::new(Dtype::F32);
+        b.stack("outer", 2, |b, _| {
+            b.param("before", &[1]);
+            b.at("m", |b| b.stack("inner", 1, |b, _| b.param("w", &[1])));
+            b.param("after", &[1]);
+        });
+        b.param("rest", &[1]);
+        let blocks: Vec<_> = b.finish().into_iter().map(|t| (t.name, t.block)).collect();
+        let entry = |name: &str, stack: &str, index| (name.to_owned(), Some((stack.to_owned(), index)));
+        assert_eq!(blocks[0], entry("outer.0.before", "outer", 0));
+        assert_eq!(blocks[1], entry("outer.0.m.inner.0.w", "outer.0.m.inner", 0));
+        assert_eq!(blocks[2], entry("outer.0.after", "outer", 0));
+        assert_eq!(blocks[5], entry("outer.1.after", "outer", 1));
+        assert_eq!(blocks[6], ("rest".to_owned(), None));
+    }
+}

@@ -3,7 +3,7 @@
 use crate::{
     Error, Fill, Tensor,
     error::at,
-    fill::{Filler, Job},
+    fill::{Buffer, Filler, Job},
 };
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::{
@@ -114,12 +114,12 @@ fn write_data(
     let next = AtomicUsize::new(0);
     let work = || -> Result<(), Error> {
         let mut file = at(path, File::options().write(true).open(partial))?;
-        let mut buffer = Vec::new();
+        let mut buffer = Buffer::default();
         while let Some((index, job)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             filler.fill(tensors[*index], job, &mut buffer);
             let start = offset + starts[*index] + job.start();
             at(path, file.seek(SeekFrom::Start(start)))?;
-            at(path, file.write_all(&buffer))?;
+            at(path, file.write_all(&buffer.bytes))?;
         }
         Ok(())
     };

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// Of the normal fill.
 const DEVIATION: f64 = 0.02;
 /// Elements of a piece. A piece has a random stream of its own, so this is part of what the bytes depend on.
-const PIECE: u64 = 1 << 20;
+const PIECE: u64 = 1 << 18;
 
 /// A piece of a tensor.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +40,14 @@ impl Job {
     }
 }
 
+/// What a thread makes pieces in, again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// The bytes of the piece.
+    pub(crate) bytes: Vec<u8>,
+    ranks: Vec<u8>,
+}
+
 /// Makes the bytes of pieces.
 pub(crate) struct Filler {
     fill: Fill,
@@ -64,20 +72,21 @@ impl Filler {
     }
 
     /// Replaces what `buffer` holds by the bytes of the piece.
-    pub(crate) fn fill(&self, tensor: &Tensor, job: &Job, buffer: &mut Vec<u8>) {
+    pub(crate) fn fill(&self, tensor: &Tensor, job: &Job, buffer: &mut Buffer) {
         let elements = job.elements as usize;
-        buffer.clear();
+        let bytes = &mut buffer.bytes;
+        bytes.clear();
         if self.fill != Fill::Random {
-            buffer.resize(elements * job.size as usize, 0);
+            bytes.resize(elements * job.size as usize, 0);
             return;
         }
         match (tensor.init, tensor.dtype) {
             (Init::Count, Dtype::I64) => {
                 let first = job.piece * PIECE;
-                buffer.extend((first..first + job.elements).flat_map(u64::to_le_bytes));
+                bytes.extend((first..first + job.elements).flat_map(u64::to_le_bytes));
             }
             (Init::Ones, dtype) if number(dtype, 1.0).is_some() => {
-                buffer.extend(number(dtype, 1.0).unwrap_or_default().repeat(elements));
+                bytes.extend(number(dtype, 1.0).unwrap_or_default().repeat(elements));
             }
             (_, Dtype::BF16) => {
                 let table = self.bf16.get_or_init(|| self.table(|v| half::bf16::from_f32(v).to_le_bytes()));
@@ -95,19 +104,19 @@ impl Filler {
                 self.normal(tensor, job, buffer, table);
             }
             _ => {
-                buffer.resize(elements * job.size as usize, 0);
-                self.stream(tensor, job).fill_bytes(buffer);
+                bytes.resize(elements * job.size as usize, 0);
+                self.stream(tensor, job).fill_bytes(bytes);
             }
         }
     }
 
     /// A random 16-bit number is the rank of a value among the 65536 quantiles: normal, and as fast as the generator.
-    fn normal<const N: usize>(&self, tensor: &Tensor, job: &Job, buffer: &mut Vec<u8>, table: &[[u8; N]]) {
+    fn normal<const N: usize>(&self, tensor: &Tensor, job: &Job, buffer: &mut Buffer, table: &[[u8; N]]) {
         let elements = job.elements as usize;
-        let mut ranks = vec![0; 2 * elements];
-        self.stream(tensor, job).fill_bytes(&mut ranks);
-        buffer.resize(N * elements, 0);
-        for (value, rank) in buffer.chunks_exact_mut(N).zip(ranks.chunks_exact(2)) {
+        buffer.ranks.resize(2 * elements, 0);
+        self.stream(tensor, job).fill_bytes(&mut buffer.ranks);
+        buffer.bytes.resize(N * elements, 0);
+        for (value, rank) in buffer.bytes.chunks_exact_mut(N).zip(buffer.ranks.chunks_exact(2)) {
             value.copy_from_slice(&table[usize::from(u16::from_le_bytes([rank[0], rank[1]]))]);
         }
     }
@@ -143,7 +152,7 @@ fn quantile(probability: f64) -> f64 {
         -3.969683028665376e1,
         2.209460984245205e2,
         -2.759285104469687e2,
-        1.383577518672690e2,
+        1.38357751867269e2,
         -3.066479806614716e1,
         2.506628277459239,
     ];

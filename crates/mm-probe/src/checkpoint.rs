@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use mm_plan::{Component, DType, Granularity, Group, MAX_GROUPS, Stack};
-use serde::Serialize;
+use mm_plan::{Activation, Basis, Component, DType, Granularity, Group, MAX_GROUPS, Stack};
+use serde::{Serialize, Serializer};
 
+use crate::activation::{Architecture, Facts, Workload, recognize};
 use crate::error::InspectError;
 use crate::files::WeightFiles;
 use crate::hub;
@@ -38,6 +39,9 @@ pub struct CheckpointComponent {
     pub name: String,
     /// Its class, where a document names it: `ZImageTransformer2DModel`.
     pub class: Option<String>,
+    /// Its architecture, where its tensors are those of a known one: `flux`.
+    #[serde(serialize_with = "by_name")]
+    pub architecture: Option<Architecture>,
     /// The variant whose files these are, where it isn't the plain one: `fp16`.
     pub variant: Option<String>,
     /// Its weights files, sorted.
@@ -144,6 +148,19 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// What computing each component takes on top of its weights, by name, where its architecture is known. Latents are as
+    /// large as the checkpoint's own VAE makes them, where it has one.
+    pub fn activations(&self, workload: &Workload) -> BTreeMap<&str, Activation> {
+        let known =
+            || self.components.iter().filter_map(|part| Some((part.name.as_str(), part.architecture.as_ref()?)));
+        let pixels = known().find_map(|(_, architecture)| architecture.pixels_per_latent());
+        let workload = Workload { pixels_per_latent: workload.pixels_per_latent.or(pixels), ..workload.clone() };
+        let estimates = known().filter_map(|(name, architecture)| Some((name, architecture.activation(&workload)?)));
+        estimates.map(|(name, bytes)| (name, Activation { bytes, basis: Basis::Estimated })).collect()
+    }
+}
+
 impl CheckpointComponent {
     /// Bytes of the weights in the files; saturating.
     pub fn stored_bytes(&self) -> u64 {
@@ -151,8 +168,14 @@ impl CheckpointComponent {
     }
 }
 
+fn by_name<S: Serializer>(architecture: &Option<Architecture>, serializer: S) -> Result<S::Ok, S::Error> {
+    architecture.as_ref().map(Architecture::name).serialize(serializer)
+}
+
 fn describe(source: Source, tensors: Vec<Tensor>, dtype: Option<DType>) -> CheckpointComponent {
     let (tensors, unloaded) = unloaded::take(tensors, source.class.as_deref(), source.config.as_ref());
+    let shapes = tensors.iter().map(|tensor| (tensor.name.as_str(), &*tensor.shape));
+    let architecture = recognize(&Facts::new(shapes, source.config.as_ref(), source.class.as_deref()));
     let (found, outside) = stacks::find(&tensors);
     let rest = Packed::of(pick(&tensors, &outside), dtype);
     let (rest_bytes, mut device_bytes) = (rest.device, rest.device);
@@ -174,6 +197,7 @@ fn describe(source: Source, tensors: Vec<Tensor>, dtype: Option<DType>) -> Check
     CheckpointComponent {
         name: source.name,
         class: source.class,
+        architecture,
         variant: source.weights.variant,
         files: source.weights.files,
         same_as: None,

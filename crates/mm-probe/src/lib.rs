@@ -13,12 +13,14 @@
 //! ```
 //!
 //! Guarantees, each with the test file that checks it:
-//! 1. Only files that `model_index.json` or an index names are read, and of weights only the header; each figure is the
-//!    header's own (`tests/checkpoint.rs`).
-//! 2. No checkpoint makes it panic, wait or take memory by what a file claims: each fault is an error that names the file
+//! 1. Of a checkpoint only the files that would be loaded are read, whatever lies beside them, and of weights only the
+//!    header (`tests/checkpoint.rs`, `tests/variants.rs`).
+//! 2. Component and block bytes are, to the byte, the sum over the tensors that the model loads, in every layout there are
+//!    fixtures for (`tests/fixtures.rs`); GGUF types have their own block sizes (`tests/gguf.rs`).
+//! 3. No checkpoint makes it panic, wait or take memory by what a file claims: each fault is an error that names the file
 //!    (`tests/hostile.rs`, `tests/mutations`).
-//! 3. RAM is what a control group leaves, not what the host has (`src/cgroup_tests.rs`).
-//! 4. A machine without a GPU or a driver is described, not refused (`tests/machine.rs`).
+//! 4. RAM is what a control group leaves, not what the host has (`src/cgroup_tests.rs`).
+//! 5. A machine without a GPU or a driver is described, not refused (`tests/machine.rs`).
 
 #![forbid(unsafe_code)]
 

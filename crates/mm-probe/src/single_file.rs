@@ -91,7 +91,10 @@ mod tests {
     use super::*;
     use crate::tensor::Stored;
 
-    fn parts(names: &[&str]) -> Result<(Vec<(String, usize)>, usize), Vec<String>> {
+    /// Components with the number of their tensors, and how many tensors are stray.
+    type Parts = (Vec<(String, usize)>, usize);
+
+    fn parts(names: &[&str]) -> Result<Parts, Vec<String>> {
         let tensor = |name: &&str| Tensor {
             name: (*name).to_owned(),
             shape: [1].into(),

@@ -132,3 +132,33 @@ fn what_lies_beside_the_weights_does_not_count() {
         check(&Fixture::new(model, &half).expect("a fixture"), &checkpoint, false, &format!("{model} as fp16"));
     }
 }
+
+/// The architecture of every component, by the names of either layout.
+#[test]
+fn architectures_are_recognized() {
+    for model in Model::ALL {
+        for layout in [Layout::Diffusers, Layout::Single] {
+            let fixture = Fixture::new(model, &Options { layout, ..Options::default() }).expect("a fixture");
+            let folder = tempfile::tempdir().expect("a folder");
+            fixture.write(folder.path()).expect("writes");
+            let checkpoint = inspect(root(&fixture, folder.path()), None).expect("inspects");
+            let found: Vec<_> =
+                checkpoint.components.iter().map(|c| c.architecture.as_ref().map(|a| a.name())).collect();
+            let expected: &[&str] = match (model, layout) {
+                (Model::ZImageTurbo, Layout::Diffusers) => &["qwen3", "z_image", "autoencoder_kl"],
+                (Model::ZImageTurbo, _) => &["z_image"],
+                (Model::FluxDev, Layout::Diffusers) => &["clip", "t5", "flux", "autoencoder_kl"],
+                (Model::FluxDev, _) => &["flux"],
+                (Model::Sd35Large, _) => &["clip", "clip", "t5", "sd3", "autoencoder_kl"],
+                (Model::Sdxl, _) => &["clip", "clip", "unet", "autoencoder_kl"],
+                (Model::Wan14b, Layout::Diffusers) => &["umt5", "wan", "autoencoder_kl_wan"],
+                (Model::Wan14b, _) => &["wan"],
+                (Model::T5Xxl, _) => &["t5"],
+                (Model::Qwen3_4b, _) => &["qwen3"],
+            };
+            assert_eq!(found, expected.iter().map(|name| Some(*name)).collect::<Vec<_>>(), "{model} as {layout}");
+            let estimates = checkpoint.activations(&mm_probe::Workload::default());
+            assert_eq!(estimates.len(), expected.len(), "{model} as {layout}: {estimates:?}");
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Benchmarks that need processes of their own: each run is a child, so that memory is measured per run.
 
+mod inspect;
 mod limit;
 mod limited;
 mod stream;
@@ -23,6 +24,10 @@ pub(crate) enum Bench {
     Stream(stream::Options),
     /// Weights larger than the memory of the process, under a limit that the system enforces.
     Limited(limited::Options),
+    /// `mm inspect` and `mm plan` on sparse checkpoints of 24 and 700 GB: time and memory.
+    Inspect(inspect::Options),
+    #[command(hide = true)]
+    Measure(inspect::Measure),
 }
 
 impl Bench {
@@ -31,6 +36,8 @@ impl Bench {
         match self {
             Self::Stream(options) => stream::run(options),
             Self::Limited(options) => limited::run(options),
+            Self::Inspect(options) => inspect::run(options),
+            Self::Measure(measure) => measure.run(),
         }
     }
 }
@@ -89,17 +96,22 @@ impl Fixture {
     }
 }
 
-/// Builds the program that is measured, optimized, and finds it.
+/// The large transformer's program.
 fn program() -> Result<PathBuf> {
+    release_program("mm-candle", &["--bench", "stream"], "stream")
+}
+
+/// Builds a program that is measured, optimized, and finds it.
+fn release_program(package: &str, target: &[&str], name: &str) -> Result<PathBuf> {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--locked", "--release", "--package", "mm-candle", "--bench", "stream"]);
+    build.args(["build", "--locked", "--release", "--package", package]).args(target);
     build.args(["--message-format", "json-render-diagnostics"]);
     build.stderr(std::process::Stdio::inherit());
     let output = build.output().with_context(|| format!("{build:?}"))?;
     ensure!(output.status.success(), "{build:?} failed");
     let messages = String::from_utf8(output.stdout)?;
     let mut built = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let found = built.find(|m| m["target"]["name"] == "stream" && m["executable"].is_string());
+    let found = built.find(|m| m["target"]["name"] == name && m["executable"].is_string());
     let found = found.with_context(|| format!("{build:?} names no program"))?;
     Ok(PathBuf::from(found["executable"].as_str().unwrap_or_default()))
 }

@@ -42,11 +42,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let (a, b) = (one(first, 1 + options.passes)?, one(second, 1 + options.passes)?);
         pairs.push(if run % 2 == 0 { (a, b) } else { (b, a) });
     }
-    let ratios = pairs.iter().map(|(resident, streamed)| Ok(pass(streamed)? / pass(resident)?));
-    let ratios = ratios.collect::<Result<Vec<f64>>>()?;
-    let ratio = median(ratios.iter().copied()).context("no runs")?;
-    let (least, most) = ratios.iter().fold((f64::INFINITY, 0.0), |(l, m), r| (r.min(l), r.max(m)));
-    println!("streamed over resident: {ratio:.3} ({least:.3}..{most:.3}) in {} pairs", pairs.len());
+    let (ratios, ratio) = compare(&pairs, "pass_s", "time")?;
+    // What copying costs the processor, whatever else the machine does meanwhile.
+    let (processor_ratios, _) = compare(&pairs, "processor_s", "processor time")?;
 
     let all = || pairs.iter().flat_map(|(resident, streamed)| [resident, streamed]).chain([&unmanaged]);
     let anonymous = pairs.iter().map(|(_, streamed)| number(streamed, "peak_anon")).collect::<Result<Vec<f64>>>()?;
@@ -56,7 +54,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let exact =
         pairs.iter().all(|(_, s)| s["engine_peak"] == s["plan_peak"] && s["plan_peak"].as_u64() <= Some(BUDGET));
     let figures = json!({
-        "stored": format!("{:?}", options.fixture.stored), "ratios": ratios, "unmanaged": unmanaged, "load_average": load(),
+        "stored": format!("{:?}", options.fixture.stored), "ratios": ratios,
+        "processor_ratios": processor_ratios, "unmanaged": unmanaged, "load_average": load(),
         "pairs": pairs.iter().map(|(resident, streamed)| json!([resident, streamed])).collect::<Vec<_>>(),
     });
     let name = format!("stream-{:?}.json", options.fixture.stored).to_lowercase();
@@ -74,9 +73,19 @@ fn child(program: &Path, mode: &str, file: &Path, tokens: u32, passes: u32) -> R
     report(&Command::new(program).args(run_args(mode, file, tokens, passes, BUDGET)).output()?)
 }
 
+/// Streamed over resident, pair by pair, and the median.
+fn compare(pairs: &[(Value, Value)], key: &str, what: &str) -> Result<(Vec<f64>, f64)> {
+    let ratios = pairs.iter().map(|(resident, streamed)| Ok(pass(streamed, key)? / pass(resident, key)?));
+    let ratios = ratios.collect::<Result<Vec<f64>>>()?;
+    let ratio = median(ratios.iter().copied()).context("no runs")?;
+    let (least, most) = ratios.iter().fold((f64::INFINITY, 0.0), |(l, m), r| (r.min(l), r.max(m)));
+    println!("streamed over resident, {what}: {ratio:.3} ({least:.3}..{most:.3}) in {} pairs", ratios.len());
+    Ok((ratios, ratio))
+}
+
 /// Seconds of a pass: the median of those after the first, which also fills the device.
-fn pass(report: &Value) -> Result<f64> {
-    let passes = report["pass_s"].as_array().context("a run reports no passes")?;
+fn pass(report: &Value, key: &str) -> Result<f64> {
+    let passes = report[key].as_array().with_context(|| format!("a run reports no {key}"))?;
     median(passes.iter().skip(1).filter_map(Value::as_f64)).context("a run reports one pass only")
 }
 

@@ -90,11 +90,12 @@ impl Run {
 
         let x: Vec<f32> = fixture::values(u64::MAX).take(self.tokens * CHANNELS).collect();
         let x = Tensor::from_vec(x, (self.tokens, CHANNELS), &Device::Cpu)?;
-        let (mut pass_s, mut output) = (Vec::new(), Vec::new());
+        let (mut pass_s, mut processor_s, mut output) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.passes {
-            let started = Instant::now();
+            let (started, before) = (Instant::now(), memory::processor_s());
             let y = model.run(|model| model.forward(&x))?;
             pass_s.push(started.elapsed().as_secs_f64());
+            processor_s.push(memory::processor_s().zip(before).map(|(after, before)| after - before));
             let y = y.flatten_all()?.to_vec1::<f32>()?;
             anyhow::ensure!(y.iter().all(|value| value.is_finite()), "the output is not finite");
             output
@@ -105,7 +106,7 @@ impl Run {
 
         let mut report = json!({
             "mode": format!("{:?}", self.mode).to_lowercase(), "blocks": shape.blocks, "weights": 4 * shape.parameters(),
-            "stored": stored, "tokens": self.tokens, "load_s": load_s, "pass_s": pass_s, "output": output[0],
+            "stored": stored, "tokens": self.tokens, "load_s": load_s, "pass_s": pass_s, "processor_s": processor_s, "output": output[0],
             "peak_rss": memory::field("VmHWM"),
         });
         if let Some(manager) = manager {

@@ -62,6 +62,11 @@ pub(crate) fn mm<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -
     command().args(args).output().expect("starts").into()
 }
 
+/// Calls the program with this as the hub's local cache.
+pub(crate) fn mm_caching<S: AsRef<std::ffi::OsStr>>(cache: &Path, args: impl IntoIterator<Item = S>) -> Answer {
+    command().env("HF_HUB_CACHE", cache).args(args).output().expect("starts").into()
+}
+
 /// Calls the program with this on standard input.
 pub(crate) fn mm_reading(args: &[&str], stdin: &str) -> Answer {
     command().args(args).write_stdin(stdin).output().expect("starts").into()
@@ -78,7 +83,7 @@ pub(crate) fn copy() -> TempDir {
     to
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).expect("a folder") {
         let (entry, to) = entry.map(|e| (e.path(), to.join(e.file_name()))).expect("an entry");
         if entry.is_dir() {

@@ -30,7 +30,6 @@ use mm_probe::Workload;
 use mutate::Fault;
 use peak_alloc::PeakAlloc;
 use random::Random;
-use serde_json::Value;
 
 /// What is allocated at one time bounds each single allocation as well.
 #[global_allocator]
@@ -133,6 +132,10 @@ impl Damaged {
             outcome = match mm_probe::inspect(&path, dtype) {
                 Ok(found) => {
                     plans(&found.to_plan())?;
+                    for side in [0, 1024, u32::MAX] {
+                        let workload = Workload { width: side, height: side, batch: side, ..Workload::default() };
+                        found.activations(&Workload { guided: true, ..workload });
+                    }
                     "planned".into()
                 }
                 Err(error) => {
@@ -182,7 +185,6 @@ fn read(files: &[PathBuf], place: &Path, fault: &Fault) -> Result<(), String> {
         Ok(weights) => weights,
         Err(error) => return names(&error.to_string(), place, fault),
     };
-    estimates(&weights, &files[0]);
     for name in weights.names() {
         let tensor = weights.get(name).expect("listed");
         let mut bytes = vec![0; tensor.byte_len().min(64 << 10) as usize];
@@ -193,18 +195,6 @@ fn read(files: &[PathBuf], place: &Path, fault: &Fault) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Estimates activations from shapes and a configuration that may say anything.
-fn estimates(weights: &Weights, file: &Path) {
-    let shapes: Vec<(&str, &[usize])> =
-        weights.names().map(|name| (name, weights.get(name).expect("listed").shape())).collect();
-    let config = fs::read(file.with_file_name("config.json")).ok();
-    let config: Option<Value> = config.and_then(|config| serde_json::from_slice(&config).ok());
-    for side in [0, 1024, u32::MAX] {
-        let workload = Workload { width: side, height: side, batch: side, guided: true, ..Workload::default() };
-        mm_probe::estimate(shapes.iter().copied(), config.as_ref(), None, &workload);
-    }
 }
 
 /// A plan, or the message that it does not fit, for no device, a host, and cards with and without measured links.

@@ -142,7 +142,8 @@ fn not_utf8(checkpoint: &mut Checkpoint, random: &mut Random) -> Fault {
         let quotes: Vec<usize> =
             bytes.iter().enumerate().filter(|(_, byte)| **byte == b'"').map(|(at, _)| at).collect();
         let at = if quotes.is_empty() { position(&bytes, random) } else { *random.pick(&quotes) + 1 };
-        let bad: &[u8] = random.pick(&[&b"\xff"[..], b"\xc3\x28", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\0"]);
+        let faults: [&[u8]; 5] = [b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80", b"\0"];
+        let bad = *random.pick(&faults);
         let (at, end) = (at.min(bytes.len()), (at + bad.len()).min(bytes.len()));
         bytes.splice(at..end, bad.iter().copied());
         checkpoint.set(&file, bytes);
