@@ -23,7 +23,7 @@ enum Task {
     Ci,
     /// Only the boundary checks of ARCHITECTURE.md.
     Boundaries,
-    /// The planner's laws and damaged checkpoints, with everything that CI tries a part of: minutes.
+    /// The planner's laws on everything that CI tries a part of, and ten times CI's damaged checkpoints: minutes.
     Laws,
     /// Fuzzes what reads files; needs `cargo install cargo-fuzz` and a C++ compiler.
     Fuzz(fuzz::Args),
