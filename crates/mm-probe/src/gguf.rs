@@ -16,6 +16,8 @@ const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// Metadata holds a vocabulary at most: a few megabytes. A file of holes must come to an end.
 const MAX_HEADER: u64 = 32 << 20;
+/// Strings in all arrays together: vocabularies have a quarter of that. The empty strings of a hole must come to an end.
+const MAX_ELEMENTS: u64 = 1 << 20;
 /// Far above any tensor's or key's name; the format's own limits are 64 and 65,535 bytes.
 const MAX_NAME: u64 = 1 << 16;
 /// The format has four; no model has more.
@@ -27,7 +29,7 @@ const MAX_NESTING: u32 = 4;
 /// number in the file claims.
 pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
     let (file, size) = document::open(path)?;
-    let mut header = Header { path, input: BufReader::new(file), at: 0, size, wide: true };
+    let mut header = Header { path, input: BufReader::new(file), at: 0, size, elements: 0, wide: true };
     let magic = header.bytes::<4>()?;
     if magic != MAGIC {
         return Err(header.wrong("it does not begin with `GGUF`"));
@@ -45,6 +47,9 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
     let mut alignment = DEFAULT_ALIGNMENT;
     for _ in 0..pairs {
         let key = header.name("a key")?;
+        if key.is_empty() {
+            return Err(header.wrong("its metadata has a key without a name"));
+        }
         let kind = header.u32()?;
         if key == "general.alignment" && kind == U32 {
             alignment = u64::from(header.u32()?);
@@ -116,6 +121,8 @@ struct Header<'a> {
     input: BufReader<File>,
     at: u64,
     size: u64,
+    /// Strings and arrays in arrays, so far.
+    elements: u64,
     /// Lengths have 64 bits.
     wide: bool,
 }
@@ -207,6 +214,10 @@ impl Header<'_> {
                     return self.skip(bytes.saturating_mul(count));
                 }
                 self.need(count.saturating_mul(4))?;
+                self.elements = self.elements.saturating_add(count);
+                if self.elements > MAX_ELEMENTS {
+                    return Err(self.wrong("its metadata has more than a million strings"));
+                }
                 (0..count).try_for_each(|_| self.skip_value(kind, nesting + 1))
             }
             ARRAY => Err(self.wrong("its metadata has arrays in arrays in arrays")),

@@ -181,6 +181,24 @@ fn headers_that_are_none() {
     refused(&not_text.data(1, 8), "UTF-8");
 }
 
+/// A hole behind a count is empty strings, empty arrays, keys without names: none of them is read to the end.
+#[test]
+fn metadata_that_is_a_hole() {
+    let million = 1 << 20;
+    for (claim, why) in [
+        (Gguf::new(3, 0, million), "key without a name"),
+        (Gguf::new(3, 0, 1).text("k").u32(ARRAY).u32(STRING).u64(million + 1), "more than a million strings"),
+        (Gguf::new(3, 0, 1).text("k").u32(ARRAY).u32(ARRAY).u64(million + 1), "more than a million strings"),
+    ] {
+        let file = file(&claim.data(1, 0));
+        fs::OpenOptions::new().write(true).open(&file.path).and_then(|f| f.set_len(1 << 40)).expect("grows");
+        let error = inspect(&file.path, None).expect_err("a hole");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    let whole = Gguf::new(3, 0, 1).text("k").u32(ARRAY).u32(STRING).u64(million).data(1, 8 << 20);
+    assert!(inspect(&file(&whole).path, None).is_ok());
+}
+
 /// Counts and lengths of 2^60: nothing is made for them, and nobody waits for their end.
 #[test]
 fn claims_beyond_the_file() {
