@@ -15,7 +15,10 @@ use crate::tensor::{Stored, Tensor};
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
 /// Metadata holds a vocabulary at most: a few megabytes. A file of holes must come to an end.
-const MAX_HEADER: u64 = 32 << 20;
+const MAX_METADATA: u64 = 32 << 20;
+/// Of tensors far above any model's in one file; what is made of so many bytes in memory stays below 64 MiB.
+const MAX_INFOS: u64 = 10_000_000;
+const MAX_TENSORS: u64 = 1 << 17;
 /// Strings in all arrays together: vocabularies have a quarter of that. The empty strings of a hole must come to an end.
 const MAX_ELEMENTS: u64 = 1 << 20;
 /// Far above any tensor's or key's name; the format's own limits are 64 and 65,535 bytes.
@@ -29,7 +32,8 @@ const MAX_NESTING: u32 = 4;
 /// number in the file claims.
 pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
     let (file, size) = document::open(path)?;
-    let mut header = Header { path, input: BufReader::new(file), at: 0, size, elements: 0, wide: true };
+    let mut header =
+        Header { path, input: BufReader::new(file), at: 0, size, most: MAX_METADATA, elements: 0, wide: true };
     let magic = header.bytes::<4>()?;
     if magic != MAGIC {
         return Err(header.wrong("it does not begin with `GGUF`"));
@@ -60,6 +64,10 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Tensor>, InspectError> {
     if alignment == 0 || !alignment.is_multiple_of(8) {
         return Err(header.wrong(&format!("general.alignment is {alignment}, expected a multiple of 8")));
     }
+    if tensors > MAX_TENSORS {
+        return Err(header.wrong(&format!("{tensors} tensors are too many; {MAX_TENSORS} are allowed")));
+    }
+    header.most = header.at + MAX_INFOS;
     let mut infos: Vec<(Tensor, u64)> = Vec::new();
     for _ in 0..tensors {
         let info = header.tensor()?;
@@ -121,6 +129,8 @@ struct Header<'a> {
     input: BufReader<File>,
     at: u64,
     size: u64,
+    /// Where it ends at the latest.
+    most: u64,
     /// Strings and arrays in arrays, so far.
     elements: u64,
     /// Lengths have 64 bits.
@@ -153,8 +163,8 @@ impl Header<'_> {
         if need > self.size {
             return Err(InspectError::Truncated { file: self.path.to_owned(), tensor: None, need, have: self.size });
         }
-        if need > MAX_HEADER {
-            return Err(self.wrong("its header is longer than 32 MiB"));
+        if need > self.most {
+            return Err(self.wrong(&format!("its header is longer than {} bytes", self.most)));
         }
         Ok(())
     }

@@ -183,6 +183,7 @@ fn large(checkpoint: &mut Checkpoint, random: &mut Random) -> Fault {
         3 => format!(r#"{{"dtype":"U8","shape":[{}1],"data_offsets":[0,1]}}"#, "1,".repeat(count)),
         _ => format!(r#"{{{}"b":1}}"#, (0..count / 8).map(|n| format!(r#""{n}":"a","#)).collect::<String>()),
     };
+    let key = if random.one_in(4) { "k".repeat(4 * count) } else { key.to_owned() };
     replace_json(checkpoint, random, &format!(r#"{{"{key}":{value}}}"#));
     Fault::Somewhere
 }
