@@ -1,6 +1,6 @@
 //! The steps of CI, in the order in which they fail fastest.
 
-use crate::boundaries;
+use crate::{boundaries, fuzz};
 use anyhow::{Context, Result, ensure};
 use std::{process::Command, time::Instant};
 
@@ -8,6 +8,7 @@ use std::{process::Command, time::Instant};
 pub(crate) fn run() -> Result<()> {
     let started = Instant::now();
     step("format", cargo(&["fmt", "--all", "--check"]))?;
+    step("format of the fuzz targets", cargo(&["fmt", "--manifest-path", fuzz::MANIFEST, "--check"]))?;
     println!("== boundaries");
     boundaries::check()?;
     step("lints", cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
@@ -20,8 +21,11 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The planner's tests on all they could try, in an optimized build.
+/// The planner's tests on all they could try and ten times the damaged checkpoints, in an optimized build.
 pub(crate) fn laws() -> Result<()> {
+    let mut mutations = cargo(&["test", "--locked", "--release", "-p", "mm-probe", "--test", "mutations"]);
+    mutations.env("MM_MUTATIONS", "100000");
+    step("damaged checkpoints", mutations)?;
     let mut laws = cargo(&["test", "--locked", "--release", "-p", "mm-plan", "--all-features"]);
     laws.env("MM_PLAN_LAWS", "whole");
     step("laws", laws)
@@ -32,13 +36,13 @@ pub(crate) fn environments() -> Result<()> {
     step("environments", cargo(&["test", "--locked", "-p", "mm-probe", "--test", "environments", "--", "--nocapture"]))
 }
 
-fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args);
     command
 }
 
-fn step(name: &str, mut command: Command) -> Result<()> {
+pub(crate) fn step(name: &str, mut command: Command) -> Result<()> {
     println!("== {name}: {command:?}");
     let started = Instant::now();
     let status = command.status().with_context(|| format!("{name}: can't start {command:?}"))?;

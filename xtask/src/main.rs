@@ -5,6 +5,7 @@ mod bench;
 mod boundaries;
 mod ci;
 mod fixtures;
+mod fuzz;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,8 +23,10 @@ enum Task {
     Ci,
     /// Only the boundary checks of ARCHITECTURE.md.
     Boundaries,
-    /// The planner's laws with everything that CI tries a part of: minutes.
+    /// The planner's laws on everything that CI tries a part of, and ten times CI's damaged checkpoints: minutes.
     Laws,
+    /// Fuzzes what reads files; needs `cargo install cargo-fuzz` and a C++ compiler.
+    Fuzz(fuzz::Args),
     /// The strategy-decision table over simulated machines and models, printed.
     TestEnvsFast,
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(),
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::TestEnvsFast => ci::environments(),
         Task::Fixtures(args) => fixtures::write(&args),
         Task::Bench(bench) => bench.run(),

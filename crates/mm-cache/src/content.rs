@@ -27,10 +27,11 @@ pub enum ContentError {
     },
 }
 
-/// Read so much at a time: hashing it keeps all cores busy for longer than starting them takes.
-const CHUNK: usize = 16 << 20;
+/// Read so much at a time: enough to keep all cores busy for longer than starting them takes, and little enough to be in
+/// the caches still when it is hashed.
+const CHUNK: usize = 4 << 20;
 
-/// The content id of a file, hashed on all cores.
+/// The content id of a file, hashed on all cores. It is read, not mapped: under a mapping a truncation ends the process.
 ///
 /// # Errors
 /// A missing or unreadable file; anything that is not a regular file; a file that is truncated meanwhile.

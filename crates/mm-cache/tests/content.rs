@@ -90,3 +90,39 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
     let error = content_ids(folder.path()).expect_err("a socket");
     assert!(matches!(&error, ContentError::NotAFile { path } if *path == socket), "{error:?}");
 }
+
+/// Under a mapping the first look behind the new end would end the process.
+#[test]
+fn a_file_truncated_while_it_is_hashed_is_an_error_or_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("f");
+    let (whole, size) = (vec![7; 24 << 20], 24 << 20);
+    fs::write(&path, &whole).expect("writes");
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut cut = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = fs::OpenOptions::new().write(true).open(&path).expect("opens");
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                file.set_len(1000).expect("truncates");
+                file.set_len(size).expect("grows");
+            }
+        });
+        for _ in 0..200 {
+            match content_id(&path) {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(matches!(&error, ContentError::Io { path: named, .. } if *named == path), "{error:?}");
+                    assert!(error.to_string().contains("truncated"), "{error}");
+                    cut += 1;
+                }
+            }
+            if cut > 2 {
+                break;
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    fs::write(&path, &whole).expect("writes");
+    assert_eq!(content_id(&path).expect("hashes"), ContentId::of(&whole));
+}

@@ -17,8 +17,8 @@
 //!    header (`tests/checkpoint.rs`, `tests/variants.rs`).
 //! 2. Component and block bytes are, to the byte, the sum over the tensors that the model loads, in every layout there are
 //!    fixtures for (`tests/fixtures.rs`); GGUF types have their own block sizes (`tests/gguf.rs`).
-//! 3. No checkpoint makes it panic or take memory by what a file claims: each fault is an error that names the file
-//!    (`tests/hostile.rs`).
+//! 3. No checkpoint makes it panic, wait or take memory by what a file claims: each fault is an error that names the file
+//!    (`tests/hostile.rs`, `tests/mutations`).
 //! 4. RAM is what a control group leaves, not what the host has (`src/cgroup_tests.rs`).
 //! 5. A machine without a GPU or a driver is described, not refused (`tests/machine.rs`).
 

@@ -142,6 +142,19 @@ fn parts_of_a_split_file_are_one_model() {
     assert!(matches!(inspect(at(1), None), Err(InspectError::Duplicate { .. })));
 }
 
+/// A number that is none of its parts': the file is what it says it is, one file.
+#[test]
+fn a_part_number_that_can_t_be() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["m-00000-of-00000.gguf", "m-00000-of-00003.gguf", "m-00004-of-00003.gguf", "-00001-of-00001.gguf"] {
+        let file = folder.path().join(name);
+        fs::write(&file, good()).expect("writes");
+        let checkpoint = inspect(&file, None).expect("inspects");
+        assert_eq!(checkpoint.components[0].files, [file], "{name}");
+        assert!(checkpoint.components[0].tensors > 0 && !checkpoint.components[0].name.is_empty(), "{name}");
+    }
+}
+
 #[test]
 fn truncated_at_every_byte() {
     let whole = good();

@@ -110,6 +110,11 @@ fn tensors_that_lie() {
     refused_tensor(&one("F32", "[18446744073709551615,2]", "[0,8]"), 8, "a", "no whole number");
     refused_tensor(&one("F4", "[3]", "[0,2]"), 2, "a", "no whole number");
     refused_tensor(&one("U8", "[4]", "[1,5]"), 5, "a", "gap");
+    let sides = format!("[{}1]", "1,".repeat(64));
+    let error = refused_file(&safetensors(one("U8", &sides, "[0,1]").as_bytes(), 1));
+    assert!(error.to_string().contains("tensor `a`: more than 64 dimensions"), "{error}");
+    let error = refused_file(&safetensors(one("U8", "[9]", "[0,9]").as_bytes(), 8));
+    assert!(error.to_string().contains("for tensor `a`"), "{error}");
     let two = |second: &str, offsets: &str| {
         let first = r#""a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
         format!(r#"{{{first},"{second}":{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}}}"#)
@@ -274,5 +279,41 @@ fn a_type_that_nobody_computes_in() {
     for dtype in [DType::U8, DType::I64, DType::Bytes] {
         let error = inspect(&demo, Some(dtype)).expect_err("no float");
         assert!(matches!(error, InspectError::Dtype { dtype: named } if named == dtype), "{error:?}");
+    }
+}
+
+/// A file of no name but its extension, and a component needs one.
+#[test]
+fn weights_without_a_name() {
+    for name in [".safetensors", "m/.safetensors"] {
+        let folder = Folder::with(&[(name, &good("a", 1))]);
+        let checkpoint = inspect(folder.at(name), None).expect("inspects");
+        assert!(!checkpoint.components[0].name.is_empty());
+        mm_plan::plan(&mm_plan::Machine::default(), &checkpoint.to_plan(), &Default::default()).expect("plans");
+    }
+}
+
+#[test]
+fn more_blocks_than_are_planned() {
+    let blocks = |count: usize| {
+        let entry = |n: usize| format!(r#""l.{n}.w":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+        safetensors(format!("{{{}}}", (0..count).map(entry).collect::<Vec<_>>().join(",")).as_bytes(), 0)
+    };
+    let error = refused_file(&blocks(mm_plan::MAX_GROUPS + 1));
+    assert!(matches!(error, InspectError::Unsupported { .. }), "{error:?}");
+    let folder = Folder::with(&[("m.safetensors", &blocks(mm_plan::MAX_GROUPS))]);
+    let checkpoint = inspect(folder.at("m.safetensors"), None).expect("inspects");
+    mm_plan::plan(&mm_plan::Machine::default(), &checkpoint.to_plan(), &Default::default()).expect("plans");
+}
+
+/// As values in memory it would take sixteen times as much.
+#[test]
+fn configurations_of_megabytes() {
+    let numbers = format!(r#"{{"x":[{}0]}}"#, "0,".repeat(2 << 20));
+    for (document, more) in [("config.json", ("model.safetensors", good("a", 1))), ("model_index.json", ("x", vec![]))]
+    {
+        let folder = Folder::with(&[(document, numbers.as_bytes()), (more.0, &more.1)]);
+        let error = folder.refuses("", document);
+        assert!(error.to_string().contains("too many for this document"), "{error}");
     }
 }

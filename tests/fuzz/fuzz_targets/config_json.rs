@@ -69,7 +69,10 @@ fn estimate(component: &Component, changes: &[u8], config: &[u8]) {
             height: side / 2,
             batch: side,
             guided: true,
-            pixels_per_latent: config.as_ref().and_then(|config| config.get("pixels")?.as_u64()).map(|pixels| pixels as u32),
+            pixels_per_latent: config
+                .as_ref()
+                .and_then(|config| config.get("pixels")?.as_u64())
+                .map(|pixels| pixels as u32),
             device,
             dtype,
             ..Workload::default()
