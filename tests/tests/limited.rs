@@ -41,7 +41,7 @@ fn weights_larger_than_the_process_may_hold() {
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
-    fixture::write(&file, SHAPE, false).unwrap();
+    fixture::write(&file, SHAPE, safetensors::Dtype::F32).unwrap();
     assert!(4 * SHAPE.parameters() > LIMIT * 3 / 2);
 
     let expected = output(&child("unmanaged", &file, None)).expect("unmanaged, without a limit");
@@ -97,7 +97,7 @@ fn run(mode: &str, file: &Path) -> ContentId {
         "streamed" => Manager::cpu(machine, policy).unwrap().load(&spec, make).unwrap(),
         _ => load_unmanaged(&spec, make).unwrap(),
     };
-    let x = Tensor::from_vec(fixture::values(1).take(64 * CHANNELS).collect(), (64, CHANNELS), &Device::Cpu).unwrap();
+    let x = Tensor::from_vec(fixture::input(64 * CHANNELS), (64, CHANNELS), &Device::Cpu).unwrap();
     let pass = || {
         let y = model.run(|model| model.forward(&x)).unwrap_or_else(|error| panic!("{error}"));
         let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -71,7 +71,8 @@ fn main() -> Result<()> {
     match Args::parse().task {
         None => println!("a part of `cargo xtask bench stream`"),
         Some(Task::Write { file, blocks, width, inner, bf16 }) => {
-            fixture::write(&file, Shape { blocks, width, inner }, bf16).with_context(|| file.display().to_string())?;
+            let stored = if bf16 { safetensors::Dtype::BF16 } else { safetensors::Dtype::F32 };
+            fixture::write(&file, Shape { blocks, width, inner }, stored)?;
         }
         Some(Task::Run(run)) => println!("{}", run.run()?),
     }
@@ -88,8 +89,7 @@ impl Run {
         let (model, manager) = self.load(shape)?;
         let load_s = started.elapsed().as_secs_f64();
 
-        let x: Vec<f32> = fixture::values(u64::MAX).take(self.tokens * CHANNELS).collect();
-        let x = Tensor::from_vec(x, (self.tokens, CHANNELS), &Device::Cpu)?;
+        let x = Tensor::from_vec(fixture::input(self.tokens * CHANNELS), (self.tokens, CHANNELS), &Device::Cpu)?;
         let (mut pass_s, mut processor_s, mut output) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.passes {
             let (started, before) = (Instant::now(), memory::processor_s());
