@@ -13,11 +13,10 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 use crate::error::WeightsError;
 use crate::open_file::OpenFile;
 
-/// The format allows 100 MB; this holds a hundred thousand tensors, ten times what any file in use has, and what is made of
-/// it in memory stays below 64 MiB.
-const MAX_HEADER: u64 = 10_000_000;
+/// The format allows 100 MB; this is what the hub's own library reads, and holds a quarter of a million tensors.
+const MAX_HEADER: u64 = 25_000_000;
 /// Far above any model's in one file.
-const MAX_TENSORS: usize = 1 << 17;
+const MAX_TENSORS: usize = 1 << 18;
 const LENGTH_BYTES: u64 = 8;
 
 /// One tensor of a checked header: `range` lies within the file and is as long as dtype and shape say.
@@ -42,7 +41,7 @@ pub(crate) fn read(path: &Path, file: &OpenFile) -> Result<Vec<Entry>, WeightsEr
     file.read_at(0, &mut length).map_err(io)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        return Err(header("its header claims more than 10 MB"));
+        return Err(header("its header claims more than 25 MB"));
     }
     let start = LENGTH_BYTES + length;
     if file.size() < start {

@@ -65,7 +65,7 @@ pub(crate) fn note(plan: &mut Plan, checkpoint: &Checkpoint, workload: &Workload
         workload.height,
         show(most.bytes)
     );
-    plan.notes.push(Note::new("activation_estimated", &[("activation", most.bytes)], text).about(*name));
+    plan.notes.push(Note::new("activation_estimated", &[("activation", most.bytes)], text).about(name));
 }
 
 /// The side of the images that the checkpoint's VAE was made for.

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::InspectError;
 
-/// Holds a hundred thousand tensors, and what is made of it in memory stays below 64 MiB.
-pub(crate) const MAX_INDEX: u64 = 10_000_000;
+/// Room for three hundred thousand tensors; the largest mixtures of experts in use have a third of that.
+pub(crate) const MAX_INDEX: u64 = 32 << 20;
 /// Far beyond any config in use. Less than for an index: read as values of any kind, a document takes sixteen times its
 /// size in memory.
 pub(crate) const MAX_CONFIG: u64 = 2 << 20;
