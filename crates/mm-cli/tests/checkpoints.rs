@@ -55,7 +55,8 @@ fn a_repository_in_the_cache_is_a_checkpoint() {
     }
     let by_folder = mm(["inspect", text(&cache.path().join("models--org--shapes")), "--json"]).ok().json();
     assert_eq!(components(&by_folder), expected);
-    let plan = |args: &[&str]| mm_caching(cache.path(), [&["plan"], args, &["--vram", "8MiB", "--json"]].concat()).ok();
+    let sizes = ["--vram", "8MiB", "--ram", "32GiB", "--json"];
+    let plan = |args: &[&str]| mm_caching(cache.path(), [&["plan"], args, &sizes[..]].concat()).ok();
     assert_eq!(plan(&["org/shapes"]).stdout, plan(&[SHAPES]).stdout);
 
     let out = file(&cache, "out.png");
@@ -178,7 +179,7 @@ fn what_computing_takes_is_planned_for_by_the_size_asked_for() {
     mm(["plan", "--spec", "-", "--batch", "2"]).fails(2, &["--batch"]);
 
     // On the CPU a budget is for weights: the plan is that of a run, and what comes on top is told.
-    let cpu = ["plan", SHAPES, "--device", "cpu", "--vram", "8MiB"];
+    let cpu = ["plan", SHAPES, "--device", "cpu", "--vram", "8MiB", "--ram", "32GiB"];
     let with = mm([&cpu[..], &["--width", "64"]].concat()).ok().stdout;
     let without = mm(cpu).ok().stdout;
     let told = with.strip_prefix(without.trim_end()).expect("one note more");
