@@ -5,7 +5,6 @@ use crate::exit::{Failure, say};
 use crate::size::show;
 use mm_plan::{Component, DType, DeviceKind, Infeasible, Note, Plan};
 use mm_probe::{Checkpoint, Workload};
-use serde_json::Value;
 use std::path::Path;
 
 /// Pixels of a side where neither the request nor the checkpoint says.
@@ -30,11 +29,15 @@ pub(crate) fn asked(args: &PlanArgs, checkpoint: &Path) -> Option<Workload> {
     })
 }
 
-/// Tells the planner what each component is estimated to take on top of its weights.
+/// Tells the planner what each component is estimated to take on top of its weights, and people where that is not known.
 pub(crate) fn attach(components: &mut [Component], checkpoint: &Checkpoint, workload: &Workload) {
     let estimates = checkpoint.activations(workload);
     for component in components {
         component.activation = estimates.get(component.name.as_str()).copied().or(component.activation);
+        if component.activation.is_none() && component.same_as.is_none() {
+            let name = &component.name;
+            say(format_args!("{name}: what computing it takes is not known, and nothing is kept free for it"));
+        }
     }
 }
 
@@ -70,8 +73,7 @@ pub(crate) fn note(plan: &mut Plan, checkpoint: &Checkpoint, workload: &Workload
 
 /// The side of the images that the checkpoint's VAE was made for.
 pub(crate) fn side(checkpoint: &Path) -> u32 {
-    let config = std::fs::read(checkpoint.join("vae/config.json")).ok();
-    let config: Option<Value> = config.and_then(|text| serde_json::from_slice(&text).ok());
+    let config = mm_probe::read_config(checkpoint.join("vae/config.json")).ok();
     let side = config.and_then(|config| config.get("sample_size")?.as_u64());
     side.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0).unwrap_or(SIDE)
 }

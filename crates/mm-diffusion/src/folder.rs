@@ -8,6 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Far beyond any tokenizer in use, which are the largest texts: some tens of megabytes.
+const LARGEST_TEXT: u64 = 256 << 20;
+
 /// An opened folder; only `model_index.json` has been read.
 #[derive(Clone, Debug)]
 pub struct Folder {
@@ -92,7 +95,18 @@ impl Folder {
 
 /// A text file that must be there.
 pub(crate) fn read_text(file: &Path) -> Result<String, Error> {
-    fs::read_to_string(file).map_err(|source| match source.kind() {
+    let read = || {
+        let found = fs::metadata(file)?;
+        // A pipe would wait for its writer.
+        if !found.is_file() || found.len() > LARGEST_TEXT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no regular file, or too large to be what it should be",
+            ));
+        }
+        fs::read_to_string(file)
+    };
+    read().map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => {
             Error::Missing { path: file.to_owned(), needed: "part of every checkpoint of this kind".into() }
         }

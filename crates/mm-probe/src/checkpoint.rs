@@ -50,7 +50,7 @@ pub struct CheckpointComponent {
     pub same_as: Option<String>,
     /// How many tensors it loads.
     pub tensors: usize,
-    /// Bytes in the files by stored element type, in lower case: `bf16`, `q4_k`.
+    /// Bytes of what it loads, in the files, by stored element type, in lower case: `bf16`, `q4_k`.
     pub stored: BTreeMap<String, u64>,
     /// Bytes of the weights in the type asked for, without alignment.
     pub device_bytes: u64,
@@ -162,7 +162,7 @@ impl Checkpoint {
 }
 
 impl CheckpointComponent {
-    /// Bytes of the weights in the files; saturating.
+    /// Bytes of what it loads, in the files; saturating.
     pub fn stored_bytes(&self) -> u64 {
         self.stored.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }

@@ -1,10 +1,11 @@
 //! Files that are read only as far as they deserve: size known, kind known, JSON within bounds.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Error, ErrorKind, Read};
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::InspectError;
 
@@ -18,7 +19,13 @@ pub(crate) const MAX_CONFIG: u64 = 2 << 20;
 pub(crate) fn open(path: &Path) -> Result<(File, u64), InspectError> {
     let io = |source| InspectError::Io { path: path.to_owned(), source };
     // Asked before opening too, as opening a device may do something.
-    if !path.metadata().map_err(io)?.is_file() {
+    let found = path.metadata().map_err(|source| match source.kind() {
+        ErrorKind::NotFound if path.symlink_metadata().is_ok() => {
+            io(Error::new(ErrorKind::NotFound, "it is a link to a file that is not there; finish the download"))
+        }
+        _ => io(source),
+    })?;
+    if !found.is_file() {
         return Err(InspectError::NotAFile { path: path.to_owned() });
     }
     let file = open_at_once(path).map_err(io)?;
@@ -27,6 +34,14 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64), InspectError> {
         return Err(InspectError::NotAFile { path: path.to_owned() });
     }
     Ok((file, metadata.len()))
+}
+
+/// A model's configuration: a small JSON document.
+///
+/// # Errors
+/// It is missing, no regular file, too large, or no JSON. The message names it.
+pub fn read_config(path: impl AsRef<Path>) -> Result<Value, InspectError> {
+    read(path.as_ref(), MAX_CONFIG)
 }
 
 /// What was a file a moment ago may be a pipe by now, whose opening would wait for its writer.

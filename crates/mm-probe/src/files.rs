@@ -114,9 +114,11 @@ pub fn weight_files(
         let needed = "the index that says which tensors are in which file; finish the download";
         return Err(InspectError::NoIndex { shard: folder.join(shard), needed });
     }
-    if let Some(name) = listing.pickled.first()
-        && listing.others.is_empty()
-    {
+    let expected = |name: &&String| stems.iter().chain(&["pytorch_model"]).any(|stem| name.starts_with(stem));
+    let pickled =
+        listing.pickled.iter().find(expected).or(listing.pickled.first().filter(|_| listing.others.is_empty()));
+    // Where the model's own weights are pickled, another file beside them is a LoRA or the like.
+    if let Some(name) = pickled {
         return Err(InspectError::Unsupported {
             path: folder.join(name),
             form: "a pickled checkpoint",
@@ -232,7 +234,9 @@ impl Listing {
 
 /// Whether a name without extension ends in `-00001-of-00003`, which a loader only finds through an index.
 pub(crate) fn is_shard(stem: &str) -> bool {
-    shard_of(stem).is_some()
+    // Older names have the variant at the end: `model-00001-of-00003.fp16`.
+    let without_variant = stem.rsplit_once('.').map(|(name, _)| name);
+    [Some(stem), without_variant].into_iter().flatten().any(|stem| shard_of(stem).is_some())
 }
 
 /// `name`, 1 and 3 of `name-00001-of-00003`.
@@ -258,6 +262,7 @@ fn shards(index: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, InspectError> 
     let mut outside = BTreeSet::new();
     let mut shards: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
     for (tensor, file) in weight_map {
+        let file = file.strip_prefix("./").map_or(file.clone(), str::to_owned);
         if !stays_inside(Path::new(&file)) {
             outside.insert(file);
             continue;

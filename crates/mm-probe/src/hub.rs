@@ -13,6 +13,8 @@ use crate::files::{exists, stays_inside};
 
 const SNAPSHOTS: &str = "snapshots";
 const MAIN: &str = "main";
+/// What the names of files end in that are not whole yet.
+const PARTIAL: [&str; 3] = [".incomplete", ".part", ".crdownload"];
 /// A commit's name, in a file under `refs`.
 const MAX_REFERENCE: u64 = 256;
 
@@ -42,7 +44,10 @@ fn locate_in(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, InspectError> {
         Some(entry) => snapshot(&entry, revision, &shown),
         None => {
             let looked: Vec<String> = roots.iter().map(|root| root.display().to_string()).collect();
-            let reason = format!("there is no {folder} in {}; download it first, or name a folder", looked.join(", "));
+            let reason = format!(
+                "there is no such file or folder here, and no {folder} in {}; download it first, or correct the path",
+                looked.join(", ")
+            );
             Err(InspectError::NotCached { id: shown, reason })
         }
     }
@@ -124,18 +129,22 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// What a download that was cut off left of a file that is missing, or of another of the same repository: in the cache's
-/// `blobs`, in `.cache/huggingface` of a local folder, or beside the file.
+/// What a download that was cut off left of a file that is missing, or of another of the same repository: beside the file,
+/// in the cache's `blobs`, or in `.cache/huggingface` of a local folder.
 pub(crate) fn partial_download(missing: &Path) -> Option<PathBuf> {
-    let partial = |folder: &Path| {
-        let is_partial = |name: &String| name.ends_with(".incomplete") || name.ends_with(".part");
+    let partial = |folder: &Path, start: &str| {
+        let is_partial = |name: &String| name.starts_with(start) && PARTIAL.iter().any(|end| name.ends_with(end));
         names(folder).into_iter().find(is_partial).map(|name| folder.join(name))
     };
-    missing.ancestors().skip(1).take(4).find_map(|folder| {
-        partial(folder)
-            .or_else(|| partial(&folder.join("blobs")))
-            .or_else(|| partial(&folder.join(".cache/huggingface/download")))
-    })
+    let (parent, name) = (missing.parent()?, missing.file_name()?.to_str()?);
+    let above = |folder: &Path| {
+        let download = folder.join(".cache/huggingface/download");
+        let nested = parent.strip_prefix(folder).ok().map(|inside| download.join(inside));
+        let entry = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
+        let blobs = entry.then(|| folder.join("blobs"));
+        [nested, Some(download), blobs].into_iter().flatten().find_map(|folder| partial(&folder, ""))
+    };
+    partial(parent, name).or_else(|| parent.ancestors().take(4).find_map(above))
 }
 
 #[cfg(test)]

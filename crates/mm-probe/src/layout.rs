@@ -30,7 +30,14 @@ pub(crate) struct Source {
 pub(crate) fn sources(path: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<Source>), InspectError> {
     let metadata = path.metadata().map_err(|source| InspectError::Io { path: path.to_owned(), source })?;
     if !metadata.is_dir() {
-        return Ok((None, vec![one_file(path)?]));
+        return match variant {
+            // A file is one set of weights.
+            Some(variant) => {
+                let (folder, variant) = (path.to_owned(), variant.to_owned());
+                Err(InspectError::Variant { folder, variant, there: Vec::new() })
+            }
+            None => Ok((None, vec![one_file(path)?])),
+        };
     }
     if exists(&path.join(PIPELINE)) {
         return pipeline(path, variant);
@@ -72,12 +79,16 @@ fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<S
             Ok(_) => return Err(wrong(format!("component `{name}` is not a folder but a file"))),
             Err(source) => return Err(missing_or_io(&at, &document, source)),
         }
-        let library = library.as_str().map(Library::of_name);
+        let library = library.as_str().map(Library::of_name).filter(|library| *library != Library::Unknown);
         match folder(&at, library, variant)? {
             Some(source) => sources.push(Source { name: name.clone(), class: Some(class.clone()), ..source }),
             // Tokenizers and schedulers have no model config. What has one and no weights was not fully fetched.
             None if exists(&at.join(CONFIG)) => {
                 let needed = "its config.json is that of a model, so its .safetensors file is missing";
+                return Err(InspectError::NoWeights { folder: at, needed });
+            }
+            None if library.is_some() && is_model(name, class) => {
+                let needed = "its weights, a .safetensors file, are missing: finish the download";
                 return Err(InspectError::NoWeights { folder: at, needed });
             }
             None => {}
@@ -89,6 +100,13 @@ fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<S
     }
     check_variant(root, variant, &sources)?;
     Ok((class, sources))
+}
+
+/// Whether a component of the two libraries has weights: tokenizers, schedulers and what prepares images have none.
+fn is_model(name: &str, class: &str) -> bool {
+    let without =
+        |part: &str| name.contains(part) || class.to_lowercase().replace('_', "").contains(&part.replace('_', ""));
+    !["tokenizer", "scheduler", "processor", "feature_extractor"].into_iter().any(without)
 }
 
 /// A variant that no component has is a mistake, not a wish.

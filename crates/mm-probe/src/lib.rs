@@ -46,6 +46,7 @@ mod unloaded;
 
 pub use activation::{Architecture, Workload, estimate};
 pub use checkpoint::{BlockBytes, BlockStack, Checkpoint, CheckpointComponent, inspect, inspect_variant};
+pub use document::read_config;
 pub use error::InspectError;
 pub use files::{Library, WeightFiles, weight_files};
 pub use gpu::Gpu;

@@ -6,13 +6,15 @@ use mm_plan::Component;
 
 use crate::checkpoint::CheckpointComponent;
 
-/// Makes every component whose files another one before it has too an alias of that one.
+/// Makes every component whose files another one before it has too an alias of that one, if both load the same of them.
 pub(crate) fn mark(components: &mut [CheckpointComponent]) {
     let identities: Vec<Vec<Option<Identity>>> =
         components.iter().map(|component| component.files.iter().map(|file| Identity::of(file)).collect()).collect();
     for index in 1..components.len() {
         let known = identities[index].iter().all(Option::is_some);
-        let Some(first) = (0..index).find(|first| known && identities[*first] == identities[index]) else { continue };
+        let loaded = |index: usize| (components[index].tensors, components[index].device_bytes);
+        let same = |first: &usize| identities[*first] == identities[index] && loaded(*first) == loaded(index);
+        let Some(first) = (0..index).filter(|_| known).find(same) else { continue };
         let name = components[first].name.clone();
         let component = &mut components[index];
         component.component = Component {

@@ -80,8 +80,12 @@ type Outline = BTreeSet<(String, usize)>;
 fn outline(tensors: &[Tensor], block: &[Candidate]) -> Outline {
     let entry = |(position, from): &Candidate| {
         let tensor = &tensors[*position];
-        let parts = tensor.name[*from..].split('.').map(|part| if index(part).is_some() { "#" } else { part });
-        (parts.collect::<Vec<_>>().join("."), tensor.shape.len())
+        let mut suffix = String::new();
+        for part in tensor.name[*from..].split('.') {
+            suffix.push_str(if index(part).is_some() { "#" } else { part });
+            suffix.push('.');
+        }
+        (suffix, tensor.shape.len())
     };
     block.iter().map(entry).collect()
 }

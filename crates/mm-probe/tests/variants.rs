@@ -170,3 +170,38 @@ fn links_that_lead_in_circles() {
     std::os::unix::fs::symlink("m", at("m")).expect("links");
     assert!(inspect(at("m"), None).is_err());
 }
+
+/// Nothing of a pipeline is left out silently, and nothing else is taken for a model's weights.
+#[test]
+fn weights_that_are_not_there_are_missed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |path: &str| folder.path().join(path);
+    write(&at("model_index.json"), PIPELINE.as_bytes());
+    weights(&at("text_encoder/model.safetensors"), 5);
+    fs::create_dir(at("transformer")).expect("creates");
+    let refused = |parts: &[&str]| {
+        let text = inspect(folder.path(), None).expect_err("the transformer is missing").to_string();
+        for part in parts {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
+    };
+    refused(&["transformer", "finish the download"]);
+    weights(&at("transformer/diffusion_pytorch_model-00001-of-00002.fp16.safetensors"), 5);
+    refused(&["diffusion_pytorch_model-00001-of-00002.fp16.safetensors", "index"]);
+    fs::remove_dir_all(at("transformer")).expect("removes");
+    write(&at("transformer/diffusion_pytorch_model.bin"), b"pickled");
+    weights(&at("transformer/pytorch_lora_weights.safetensors"), 5);
+    refused(&["diffusion_pytorch_model.bin", "pickled"]);
+}
+
+#[test]
+fn a_file_has_no_variants_and_an_index_may_begin_with_a_dot() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |path: &str| folder.path().join(path);
+    weights(&at("model.safetensors"), 5);
+    let error = inspect_variant(at("model.safetensors"), None, Some("fp16")).expect_err("a file");
+    assert!(matches!(error, InspectError::Variant { .. }), "{error:?}");
+    write(&at("model.safetensors.index.json"), &index("./model.safetensors"));
+    let found = inspect(at("model.safetensors.index.json"), None).expect("inspects");
+    assert_eq!(found.components[0].stored_bytes(), 5);
+}
