@@ -1,11 +1,13 @@
 //! Content ids of files and folders.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::digest::ContentId;
-use crate::open_file::open_regular;
+use crate::hash::hash_range;
+use crate::reading::open_regular;
 
 /// Why a content id could not be computed.
 #[derive(Debug, thiserror::Error)]
@@ -27,46 +29,41 @@ pub enum ContentError {
     },
 }
 
-/// Read so much at a time: enough to keep all cores busy for longer than starting them takes, and little enough to be in
-/// the caches still when it is hashed.
-const CHUNK: usize = 4 << 20;
+/// Files up to this size are read to their end, as some (`/proc` has them) hold more than the size they tell.
+const SMALL: u64 = 64 << 10;
 
-/// The content id of a file, hashed on all cores. It is read, not mapped: under a mapping a truncation ends the process.
+/// The content id of a file, read and hashed on all cores.
 ///
 /// # Errors
 /// A missing or unreadable file; anything that is not a regular file; a file that is truncated meanwhile.
 pub fn content_id(path: impl AsRef<Path>) -> Result<ContentId, ContentError> {
     let path = path.as_ref();
     let io = |source| ContentError::Io { path: path.to_owned(), source };
-    let Some((mut file, metadata)) = open_regular(path).map_err(io)? else {
+    let Some((file, metadata)) = open_regular(path).map_err(io)? else {
         return Err(ContentError::NotAFile { path: path.to_owned() });
     };
-    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-    // One byte more than a small file has, so that its end shows without another chunk.
-    let mut chunk = vec![0; size.saturating_add(1).min(CHUNK)];
-    let mut hasher = blake3::Hasher::new();
-    let mut hashed = 0;
-    loop {
-        let mut filled = 0;
-        while filled < chunk.len() {
-            match file.read(&mut chunk[filled..]) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(io(error)),
-            }
+    id_of(&file, metadata.len()).map_err(io)
+}
+
+/// The content id of an open file of that size.
+fn id_of(mut file: &File, size: u64) -> io::Result<ContentId> {
+    if size <= SMALL {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        if (bytes.len() as u64) < size {
+            return Err(truncated(size, bytes.len() as u64));
         }
-        hasher.update_rayon(&chunk[..filled]);
-        hashed += filled as u64;
-        if filled == chunk.len() {
-            continue;
-        }
-        if hashed < metadata.len() {
-            let reason = format!("truncated from {} to {hashed} bytes while it was read", metadata.len());
-            return Err(io(io::Error::new(io::ErrorKind::UnexpectedEof, reason)));
-        }
-        return Ok(hasher.finalize().into());
+        return Ok(ContentId::of(&bytes));
     }
+    hash_range(file, 0..size).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => truncated(size, file.metadata().map_or(0, |now| now.len())),
+        _ => error,
+    })
+}
+
+fn truncated(from: u64, to: u64) -> io::Error {
+    let reason = format!("truncated from {from} to {to} bytes while it was read");
+    io::Error::new(io::ErrorKind::UnexpectedEof, reason)
 }
 
 /// The content ids of all files under a folder, sorted by path; of a file, its own.

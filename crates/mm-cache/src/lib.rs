@@ -36,10 +36,13 @@ mod content;
 mod digest;
 mod error;
 mod fill;
+mod hash;
 mod header;
+mod identity;
 mod load_cache;
 mod mapping;
 mod open_file;
+mod reading;
 mod weights;
 
 pub use content::{ContentError, content_id, content_ids};

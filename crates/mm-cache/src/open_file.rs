@@ -1,7 +1,7 @@
 //! A weights file, opened once per process, that notices when it is no longer the file that was opened.
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
@@ -10,7 +10,9 @@ use memmap2::Mmap;
 use parking_lot::Mutex;
 
 use crate::error::WeightsError;
+use crate::identity::Identity;
 use crate::mapping;
+use crate::reading::{open_regular, read_exact_at};
 
 /// An open file, shared by everyone in the process who opens the same one.
 pub(crate) struct OpenFile {
@@ -28,16 +30,6 @@ pub(crate) enum Change {
     Shorter(u64),
     /// It was written, or became longer.
     Written,
-}
-
-/// What makes two opens the same unchanged file. Paths play no part: links share one open file.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified_ns: i128,
-    changed_ns: i128,
 }
 
 static OPEN: LazyLock<Mutex<HashMap<Identity, Weak<OpenFile>>>> = LazyLock::new(Mutex::default);
@@ -108,82 +100,5 @@ impl OpenFile {
             let same = (now.device, now.inode) == (self.identity.device, self.identity.inode);
             same && (now.size, now.modified_ns) == (self.identity.size, self.identity.modified_ns)
         })
-    }
-}
-
-/// Opens a file; `None` for what is none. Asked before opening, as opening a device may do something, and after.
-pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Ok(None);
-    }
-    let file = open_at_once(path)?;
-    let metadata = file.metadata()?;
-    Ok(metadata.is_file().then_some((file, metadata)))
-}
-
-/// What was a file a moment ago may be a pipe by now, whose opening would wait for its writer.
-#[cfg(unix)]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
-}
-
-#[cfg(not(unix))]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    File::open(path)
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, into, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !into.is_empty() {
-        match file.seek_read(into, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                into = &mut into[read..];
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(not(any(unix, windows)))]
-fn read_exact_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<()> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-impl Identity {
-    #[cfg(unix)]
-    fn of(metadata: &Metadata) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let ns = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            modified_ns: ns(metadata.mtime(), metadata.mtime_nsec()),
-            changed_ns: ns(metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Elsewhere the standard library names no inode.
-    #[cfg(not(unix))]
-    fn of(metadata: &Metadata) -> Self {
-        let since = metadata.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
-        let modified_ns = since.and_then(|age| i128::try_from(age.as_nanos()).ok()).unwrap_or(0);
-        Self { device: 0, inode: 0, size: metadata.len(), modified_ns, changed_ns: 0 }
-    }
-
-    /// Whether it tells one file from another; where not, each open stands alone.
-    const fn is_known(&self) -> bool {
-        self.inode != 0
     }
 }

@@ -1,0 +1,105 @@
+//! blake3 of a stretch of an open file, read and hashed on all cores at once.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+
+use crate::digest::ContentId;
+use crate::reading::read_exact_at;
+
+/// What one core reads and hashes at a time: it stays in the core's own cache until it is hashed, and is far more than
+/// the widest vector unit takes at once. A power of two of chunks, as a subtree has to be.
+const LEAF: u64 = 512 << 10;
+
+thread_local! {
+    static LEAF_BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The id of the bytes in `range`, which must be there to be read.
+///
+/// blake3 is a tree: its subtrees are hashed apart, each read by the core that hashes it, and joined afterwards. So
+/// reading goes on on all cores beside hashing, and nothing is mapped: under a mapping a truncation ends the process.
+pub(crate) fn hash_range(file: &File, range: Range<u64>) -> io::Result<ContentId> {
+    let length = range.end - range.start;
+    if length <= LEAF {
+        return with_bytes(file, range, |bytes| blake3::hash(bytes).into());
+    }
+    let tree = Tree { file, start: range.start };
+    let (left, right) = tree.halves(0, length)?;
+    Ok(merge_subtrees_root(&left, &right, Mode::Hash).into())
+}
+
+struct Tree<'a> {
+    file: &'a File,
+    /// Where the hashed stretch begins in the file.
+    start: u64,
+}
+
+impl Tree<'_> {
+    fn halves(&self, offset: u64, length: u64) -> io::Result<(ChainingValue, ChainingValue)> {
+        let left = left_subtree_len(length);
+        let (left, right) = rayon::join(|| self.subtree(offset, left), || self.subtree(offset + left, length - left));
+        Ok((left?, right?))
+    }
+
+    fn subtree(&self, offset: u64, length: u64) -> io::Result<ChainingValue> {
+        if length > LEAF {
+            let (left, right) = self.halves(offset, length)?;
+            return Ok(merge_subtrees_non_root(&left, &right, Mode::Hash));
+        }
+        let from = self.start + offset;
+        with_bytes(self.file, from..from + length, |bytes| {
+            blake3::Hasher::new().set_input_offset(offset).update(bytes).finalize_non_root()
+        })
+    }
+}
+
+/// At most a leaf, in a buffer that each thread keeps.
+fn with_bytes<T>(file: &File, range: Range<u64>, use_bytes: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+    LEAF_BYTES.with_borrow_mut(|bytes| {
+        // At most `LEAF`.
+        bytes.resize((range.end - range.start) as usize, 0);
+        read_exact_at(file, range.start, bytes)?;
+        Ok(use_bytes(bytes))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// blake3's own test pattern.
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i % 251) as u8).collect()
+    }
+
+    #[test]
+    fn any_stretch_has_the_id_that_its_bytes_have() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let bytes = pattern(5 * LEAF as usize + 77);
+        file.write_all(&bytes).expect("writes");
+        let leaf = LEAF as usize;
+        let lengths =
+            [0, 1, 1023, 1024, 1025, leaf - 1, leaf, leaf + 1, 2 * leaf, 2 * leaf + 1, 3 * leaf - 1, 5 * leaf];
+        for start in [0, 1, 77] {
+            for length in lengths {
+                let id = hash_range(&file, start..start + length as u64).expect("hashes");
+                let stretch = &bytes[start as usize..start as usize + length];
+                assert_eq!(id, blake3::hash(stretch).into(), "{length} bytes at {start}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_an_error() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&pattern(3 * LEAF as usize)).expect("writes");
+        for end in [3 * LEAF + 1, 9 * LEAF] {
+            assert_eq!(hash_range(&file, 0..end).expect_err("too long").kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+}
