@@ -35,18 +35,21 @@
 mod content;
 mod digest;
 mod error;
-mod fill;
 mod hash;
 mod header;
 mod identity;
-mod load_cache;
+mod load;
 mod mapping;
 mod open_file;
 mod reading;
+mod sync;
 mod weights;
 
 pub use content::{ContentError, content_id, content_ids};
 pub use digest::{ContentId, Key, ParseDigestError, component_hash};
 pub use error::WeightsError;
-pub use load_cache::{CacheStats, LoadCache, LoadError, WrongType};
+pub use load::{
+    Ask, CacheStats, Cancel, Event, EventKind, LoadCache, LoadError, LoadGuard, Lookup, LookupError, Subscription,
+    Weight, WrongType,
+};
 pub use weights::{TensorSlice, Weights};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use mm_cache::{Key, LoadCache, LoadError, WrongType, component_hash};
+use mm_cache::{Key, LoadCache, LoadError, LookupError, WrongType, component_hash};
 use proptest::prelude::*;
 
 /// Fails instead of hanging the test run; the bound is far beyond what any test here needs.
@@ -144,7 +144,7 @@ fn a_panicking_load_is_retried_by_one_waiter_after_another() {
 #[test]
 fn a_failure_is_not_remembered() {
     let cache = LoadCache::new();
-    let error = cache.get_or_load::<u8, _>(key("a"), weigh, || Err("offline")).expect_err("fails");
+    let error = cache.get_or_load::<u8, _, _>(key("a"), weigh, || Err("offline")).expect_err("fails");
     assert_eq!(error.to_string(), "loading failed: offline");
     assert_eq!(cache.stats().entries, 0);
     assert_eq!(*cache.get_or_load(key("a"), weigh, || Ok::<_, Infallible>(3u8)).expect("loads"), 3);
@@ -156,10 +156,15 @@ fn a_factory_that_asks_for_itself_is_refused() {
         let cache = LoadCache::new();
         let inner = |name: &str| cache.get_or_load(key(name), weigh, || Ok::<u8, Infallible>(1)).map(|v| *v);
         let direct = cache.get_or_load(key("a"), weigh, || inner("a"));
-        assert!(matches!(direct, Err(LoadError::Factory(LoadError::Cycle { key: at })) if at == key("a")));
+        assert!(
+            matches!(direct, Err(LoadError::Factory(LoadError::Lookup(LookupError::Cycle { key: at }))) if at == key("a"))
+        );
         let indirect = cache
             .get_or_load(key("a"), weigh, || cache.get_or_load(key("b"), weigh, || inner("a")).map(|value| *value));
-        assert!(matches!(indirect, Err(LoadError::Factory(LoadError::Factory(LoadError::Cycle { .. })))));
+        assert!(matches!(
+            indirect,
+            Err(LoadError::Factory(LoadError::Factory(LoadError::Lookup(LookupError::Cycle { .. }))))
+        ));
         assert_eq!(inner("a").expect("the refused loads left nothing behind"), 1);
     });
 }
@@ -181,7 +186,8 @@ fn two_threads_that_wait_for_each_other_are_told() {
             let two = scope.spawn(|| load("b", "a"));
             (one.join().expect("no panic"), two.join().expect("no panic"))
         });
-        let refused = |r: &Result<_, _>| matches!(r, Err(LoadError::Factory(LoadError::Cycle { .. })));
+        let refused =
+            |r: &Result<_, _>| matches!(r, Err(LoadError::Factory(LoadError::Lookup(LookupError::Cycle { .. }))));
         assert_ne!(refused(&one), refused(&two), "one is refused, {one:?} {two:?}");
         assert_eq!(one.or(two).expect("and the other loads"), 7);
     });
@@ -193,8 +199,8 @@ fn another_type_under_a_key_is_an_error() {
     cache.set(key("a"), Arc::new(5u32), 4);
     let wrong = WrongType { key: key("a"), expected: "u64", found: "u32" };
     assert_eq!(cache.get::<u64>(&key("a")), Err(wrong.clone()));
-    let loaded = cache.get_or_load::<u64, Infallible>(key("a"), weigh, || Ok(1));
-    assert!(matches!(loaded, Err(LoadError::WrongType(e)) if e == wrong));
+    let loaded = cache.get_or_load::<u64, Infallible, _>(key("a"), weigh, || Ok(1));
+    assert!(matches!(loaded, Err(LoadError::Lookup(LookupError::WrongType(e))) if e == wrong));
     assert_eq!(cache.get::<u32>(&key("a")).expect("right type").as_deref(), Some(&5));
 }
 
