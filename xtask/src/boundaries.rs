@@ -14,8 +14,9 @@ use std::{
 const ARROWS: &[(&str, &[&str])] = &[
     ("mm-plan", &[]),
     ("mm-fixtures", &[]),
-    ("mm-cache", &[]),
-    ("mm-probe", &["mm-plan"]),
+    ("mm-header", &[]),
+    ("mm-cache", &["mm-header"]),
+    ("mm-probe", &["mm-plan", "mm-header"]),
     ("mm-engine", &["mm-plan", "mm-cache"]),
     ("mm-candle", &["mm-engine", "mm-plan", "mm-cache"]),
     ("mm-tch", &["mm-engine", "mm-plan", "mm-cache"]),
@@ -27,7 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 const LIBRARIES: &[(&str, &[&str])] = &[("candle", &["mm-candle", "mm-diffusion"]), ("tch", &["mm-tch"])];
 
 /// Crates without any `unsafe`.
-const SAFE: &[&str] = &["mm-plan", "mm-probe", "mm-diffusion", "mm-cli", "mm-fixtures"];
+const SAFE: &[&str] = &["mm-plan", "mm-header", "mm-probe", "mm-diffusion", "mm-cli", "mm-fixtures"];
 
 /// The modules in which `unsafe` may be allowed, each with SAFETY arguments.
 const UNSAFE_MODULES: &[&str] = &["crates/mm-cache/src/mapping.rs"];

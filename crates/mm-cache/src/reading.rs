@@ -1,30 +1,9 @@
 //! Opening files, and nothing else, and reading them by position.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::path::Path;
 
-/// Opens a file; `None` for what is none. Asked before opening, as opening a device may do something, and after.
-pub(crate) fn open_regular(path: &Path) -> io::Result<Option<(File, Metadata)>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Ok(None);
-    }
-    let file = open_at_once(path)?;
-    let metadata = file.metadata()?;
-    Ok(metadata.is_file().then_some((file, metadata)))
-}
-
-/// What was a file a moment ago may be a pipe by now, whose opening would wait for its writer.
-#[cfg(unix)]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)
-}
-
-#[cfg(not(unix))]
-fn open_at_once(path: &Path) -> io::Result<File> {
-    File::open(path)
-}
+pub(crate) use mm_header::open_regular;
 
 #[cfg(unix)]
 pub(crate) fn read_exact_at(file: &File, offset: u64, into: &mut [u8]) -> io::Result<()> {

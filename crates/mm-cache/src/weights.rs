@@ -124,7 +124,7 @@ impl TensorSlice {
         bytes: Vec<u8>,
     ) -> Result<Self, WeightsError> {
         let (name, shape, file) = (name.into(), shape.into(), Path::new("(memory)"));
-        if header::byte_size(dtype, &shape) != Some(bytes.len()) {
+        if mm_header::byte_size(dtype, &shape) != Some(bytes.len()) {
             let reason = format!("{} bytes do not hold {dtype} {shape:?}", bytes.len());
             return Err(WeightsError::Tensor { file: file.to_owned(), tensor: name, reason });
         }

@@ -1,4 +1,5 @@
-//! Files that lie. Each must be an error that names the file and, where there is one, the tensor.
+//! Files that lie. Each must be an error that names the file and, where there is one, the tensor. What can be wrong with a
+//! header is mm-header's to test; here, that it is asked, and that its errors arrive.
 
 use std::fs;
 use std::path::PathBuf;
@@ -76,72 +77,20 @@ fn header_length_lies() {
 }
 
 #[test]
-fn header_is_no_header() {
-    let deep = "[".repeat(100_000);
-    let deep_value = format!(r#"{{"a":{}"#, r#"{"dtype":"#.repeat(100_000));
-    for header in ["", "null", "[]", "{", "{\"a\":1}", "{\"a\":{}}", "\u{0}\u{0}", &deep, &deep_value] {
-        let error = refused(&with_header(header.as_bytes(), 0));
-        assert!(matches!(error, WeightsError::Header { .. }), "{error:?}");
+fn headers_that_lie() {
+    for file in [&with_header(b"{", 0)[..], &with_header(b"{\"\xff\":1}", 0), b"GGUF\x03\x00\x00\x00more"] {
+        assert!(matches!(refused(file), WeightsError::Header { .. }), "no header, not UTF-8, another format");
     }
-    assert!(matches!(refused(&with_header(b"{\"\xff\":1}", 0)), WeightsError::Header { .. }), "not UTF-8");
-    assert!(matches!(refused(b"GGUF\x03\x00\x00\x00more"), WeightsError::Header { .. }), "another format");
-}
-
-#[test]
-fn one_tensor_lies() {
-    let one = |dtype: &str, shape: &str, offsets: &str| {
-        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
-    };
-    refused_tensor(&one("F32", "[2]", "[0,7]"), 7, "a", "do not hold");
-    refused_tensor(&one("F32", "[2]", "[8,0]"), 8, "a", "do not hold");
-    refused_tensor(&one("F32", "[18446744073709551615,2]", "[0,8]"), 8, "a", "no whole number");
-    refused_tensor(&one("F64", "[2305843009213693952]", "[0,0]"), 0, "a", "no whole number");
-    refused_tensor(&one("F4", "[3]", "[0,2]"), 2, "a", "no whole number");
-    refused_tensor(&one("U8", "[4]", "[1,5]"), 5, "a", "gap");
-    let sides = |count: usize| format!("[{}1]", "1,".repeat(count - 1));
-    refused_tensor(&one("U8", &sides(65), "[0,1]"), 1, "a", "more than 64 dimensions");
-    assert!(Weights::open(&[&file(&with_header(one("U8", &sides(64), "[0,1]").as_bytes(), 1)).path]).is_ok());
-    for (offsets, shape) in [("[0,9]", "[9]"), ("[18446744073709551607,18446744073709551615]", "[8]")] {
-        let error = refused(&with_header(one("U8", shape, offsets).as_bytes(), 8));
-        assert!(
-            matches!(&error, WeightsError::Truncated { tensor: Some(name), .. } if name == "a"),
-            "{offsets}: {error:?}"
-        );
-        assert!(error.to_string().contains("for tensor `a`"), "{error}");
-    }
-    for bad in [one("F31", "[2]", "[0,8]"), one("F32", "[-2]", "[0,8]"), one("F32", "[2]", "[0]")] {
-        let error = refused(&with_header(bad.as_bytes(), 8));
-        assert!(error.to_string().contains("tensor `a`"), "{error}");
-    }
-}
-
-#[test]
-fn two_tensors_lie() {
     let two = |second: &str, offsets: &str| {
-        format!(
-            r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},"{second}":{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}}}"#
-        )
+        let first = r#""a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
+        format!(r#"{{{first},"{second}":{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}}}"#)
     };
+    assert!(Weights::open(&[&file(&with_header(two("b", "[4,8]").as_bytes(), 8)).path]).is_ok());
+    refused_tensor(&two("b", "[4,9]"), 9, "b", "do not hold");
     refused_tensor(&two("b", "[2,6]"), 6, "b", "overlaps");
-    refused_tensor(&two("b", "[0,4]"), 4, "b", "overlaps");
-    refused_tensor(&two("b", "[5,9]"), 9, "b", "gap");
     refused_tensor(&two("a", "[4,8]"), 8, "a", "named twice");
-}
-
-/// Nine tensors of almost 2^61 bytes: their sum wraps around, which a sum taken unchecked would accept.
-#[test]
-fn offsets_that_wrap_around() {
-    let size = (1u64 << 61) - 1;
-    let mut entries = Vec::new();
-    let mut at = 0u64;
-    while let Some(end) = at.checked_add(size) {
-        entries.push(format!(r#""t{at}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{at},{end}]}}"#));
-        at = end;
-    }
-    let last = u64::MAX - at;
-    entries.push(format!(r#""last":{{"dtype":"U8","shape":[{last}],"data_offsets":[{at},{}]}}"#, u64::MAX));
-    let error = refused(&with_header(format!("{{{}}}", entries.join(",")).as_bytes(), 0));
-    assert!(matches!(error, WeightsError::Truncated { .. }), "{error:?}");
+    let error = refused(&with_header(two("b", "[4,8]").as_bytes(), 7));
+    assert!(error.to_string().contains("for tensor `b`"), "{error}");
 }
 
 #[test]
@@ -185,13 +134,4 @@ fn a_header_that_is_a_hole() {
     fs::OpenOptions::new().write(true).open(&file.path).expect("opens").set_len(1 << 40).expect("grows");
     let error = Weights::open(&[&file.path]).expect_err("a hole");
     assert!(matches!(error, WeightsError::Header { .. }), "{error:?}");
-}
-
-#[test]
-fn more_tensors_than_any_file_has() {
-    let entry = |n: usize| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
-    let header = |count: usize| format!("{{{}}}", (0..count).map(entry).collect::<Vec<_>>().join(","));
-    assert!(Weights::open(&[&file(&with_header(header(1 << 18).as_bytes(), 0)).path]).is_ok());
-    let error = refused(&with_header(header((1 << 18) + 1).as_bytes(), 0));
-    assert!(error.to_string().contains("more than 262144 tensors"), "{error}");
 }

@@ -89,54 +89,22 @@ fn a_huge_sparse_file_is_read_no_further_than_its_first_fault() {
     assert!(matches!(error, InspectError::Header { .. }), "{error:?}");
 }
 
+/// What can be wrong with a header is mm-header's to test; here, that it is asked, and that its errors arrive.
 #[test]
-fn headers_that_are_none() {
-    let deep = "[".repeat(100_000);
-    let deep_tensor = r#"{"a":"#.repeat(100_000);
-    for header in ["", "null", "[]", "{", r#"{"a":1}"#, r#"{"a":{}}"#, "\u{0}", &deep, &deep_tensor] {
-        let error = refused_file(&safetensors(header.as_bytes(), 0));
-        assert!(matches!(error, InspectError::Header { .. }), "{error:?}");
+fn headers_that_lie() {
+    for header in [&b"{"[..], b"{\"\xff\":1}"] {
+        let error = refused_file(&safetensors(header, 0));
+        assert!(matches!(error, InspectError::Header { format: "safetensors", .. }), "{error:?}");
     }
-    assert!(matches!(refused_file(&safetensors(b"{\"\xff\":1}", 0)), InspectError::Header { .. }), "not UTF-8");
-}
-
-#[test]
-fn tensors_that_lie() {
-    let one = |dtype: &str, shape: &str, offsets: &str| {
-        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
-    };
-    refused_tensor(&one("F32", "[2]", "[0,7]"), 7, "a", "do not hold");
-    refused_tensor(&one("F32", "[2]", "[8,0]"), 8, "a", "do not hold");
-    refused_tensor(&one("F32", "[18446744073709551615,2]", "[0,8]"), 8, "a", "no whole number");
-    refused_tensor(&one("F4", "[3]", "[0,2]"), 2, "a", "no whole number");
-    refused_tensor(&one("U8", "[4]", "[1,5]"), 5, "a", "gap");
-    let sides = format!("[{}1]", "1,".repeat(64));
-    let error = refused_file(&safetensors(one("U8", &sides, "[0,1]").as_bytes(), 1));
-    assert!(error.to_string().contains("tensor `a`: more than 64 dimensions"), "{error}");
-    let error = refused_file(&safetensors(one("U8", "[9]", "[0,9]").as_bytes(), 8));
-    assert!(error.to_string().contains("for tensor `a`"), "{error}");
     let two = |second: &str, offsets: &str| {
         let first = r#""a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
         format!(r#"{{{first},"{second}":{{"dtype":"U8","shape":[4],"data_offsets":{offsets}}}}}"#)
     };
+    refused_tensor(&two("b", "[4,9]"), 9, "b", "do not hold");
     refused_tensor(&two("b", "[2,6]"), 6, "b", "overlaps");
-    refused_tensor(&two("b", "[5,9]"), 9, "b", "gap");
     refused_tensor(&two("a", "[4,8]"), 8, "a", "named twice");
-}
-
-/// Tensors of almost 2^61 bytes each, whose sum wraps around to the size of the file if it is taken unchecked.
-#[test]
-fn offsets_that_reach_the_end_of_numbers() {
-    let size = (1u64 << 61) - 1;
-    let (mut entries, mut at) = (Vec::new(), 0u64);
-    while let Some(end) = at.checked_add(size) {
-        entries.push(format!(r#""t{at}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{at},{end}]}}"#));
-        at = end;
-    }
-    let last = u64::MAX - at;
-    entries.push(format!(r#""last":{{"dtype":"U8","shape":[{last}],"data_offsets":[{at},{}]}}"#, u64::MAX));
-    let error = refused_file(&safetensors(format!("{{{}}}", entries.join(",")).as_bytes(), 0));
-    assert!(matches!(error, InspectError::Truncated { .. }), "{error:?}");
+    let error = refused_file(&safetensors(two("b", "[4,8]").as_bytes(), 7));
+    assert!(error.to_string().contains("for tensor `b`"), "{error}");
 }
 
 #[test]
