@@ -10,7 +10,7 @@ mod fixture;
 #[path = "../../crates/mm-candle/benches/stream/model.rs"]
 mod model;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use mm_cache::ContentId;
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_plan::{DeviceKind, Machine, Policy, Strategy};
@@ -82,14 +82,7 @@ fn text(child: &Output) -> String {
 
 /// Three passes; the content id of what came out.
 fn run(mode: &str, file: &Path) -> ContentId {
-    let spec = LoadSpec {
-        name: "transformer".into(),
-        files: vec![file.to_owned()],
-        dtype: DType::F32,
-        phase: None,
-        passes: 3,
-        lazy: true,
-    };
+    let spec = LoadSpec { passes: 3, lazy: true, ..LoadSpec::new("transformer", [file.to_owned()]) };
     let (budget, policy) = (Some(BUDGET), Policy { strategy: Strategy::GroupOffload, ..Policy::default() });
     let machine = Machine { device: DeviceKind::Host, vram_free: budget, vram_total: budget, ..Machine::default() };
     let make = |vb: candle_nn::VarBuilder<'_>| Transformer::new(SHAPE, &vb);

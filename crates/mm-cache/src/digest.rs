@@ -69,11 +69,6 @@ impl ContentId {
     }
 }
 
-/// The key for whatever an identifier stands for: a repository id with its revision, a path, a URL.
-pub fn component_hash(identifier: &str) -> Key {
-    blake3::hash(identifier.as_bytes()).into()
-}
-
 /// The text is not 64 hex digits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a content id: 64 hex digits are needed")]

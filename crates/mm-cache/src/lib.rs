@@ -38,18 +38,26 @@ mod error;
 mod hash;
 mod header;
 mod identity;
+mod index;
+mod key;
 mod load;
 mod mapping;
 mod open_file;
 mod reading;
+mod store;
 mod sync;
+mod tensor;
 mod weights;
 
 pub use content::{ContentError, content_id, content_ids};
-pub use digest::{ContentId, Key, ParseDigestError, component_hash};
+pub use digest::{ContentId, Key, ParseDigestError};
 pub use error::WeightsError;
+pub use index::Index;
+pub use key::{LoadParams, component_hash, content_hash, joint_id};
 pub use load::{
     Ask, CacheStats, Cancel, Event, EventKind, LoadCache, LoadError, LoadGuard, Lookup, LookupError, Subscription,
     Weight, WrongType,
 };
-pub use weights::{TensorSlice, Weights};
+pub use store::{SharingStats, WeightStore};
+pub use tensor::TensorSlice;
+pub use weights::Weights;

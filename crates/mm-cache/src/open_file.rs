@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 
 use memmap2::Mmap;
@@ -19,6 +20,8 @@ pub(crate) struct OpenFile {
     /// Kept open, so that what is read later is this file and not a successor at its path.
     file: File,
     identity: Identity,
+    /// Of all files that this process ever had open, the only one with this number.
+    number: u64,
     map: OnceLock<Mmap>,
     /// Held while mapping, so that two threads cannot map one file twice.
     mapping: Mutex<()>,
@@ -26,12 +29,13 @@ pub(crate) struct OpenFile {
 
 /// How an open file differs from what it was.
 pub(crate) enum Change {
-    /// It became shorter; its bytes now.
-    Shorter(u64),
+    /// It became shorter; its bytes when it was opened, and now.
+    Shorter { from: u64, to: u64 },
     /// It was written, or became longer.
     Written,
 }
 
+static OPENED: AtomicU64 = AtomicU64::new(0);
 static OPEN: LazyLock<Mutex<HashMap<Identity, Weak<OpenFile>>>> = LazyLock::new(Mutex::default);
 
 impl OpenFile {
@@ -42,7 +46,8 @@ impl OpenFile {
             return Err(WeightsError::NotAFile { file: path.to_owned() });
         };
         let identity = Identity::of(&metadata);
-        let make = || Arc::new(Self { file, identity, map: OnceLock::new(), mapping: Mutex::new(()) });
+        let number = OPENED.fetch_add(1, Relaxed);
+        let make = || Arc::new(Self { file, identity, number, map: OnceLock::new(), mapping: Mutex::new(()) });
         if !identity.is_known() {
             return Ok(make());
         }
@@ -59,6 +64,16 @@ impl OpenFile {
     /// Bytes in the file when it was opened.
     pub(crate) const fn size(&self) -> u64 {
         self.identity.size
+    }
+
+    /// What tells this open file from every other, also later ones.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The file itself, to be read by position only.
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
     }
 
     /// Fills `into` with the bytes at `offset`. Reads the file itself, so that a file that became shorter is an
@@ -85,7 +100,7 @@ impl OpenFile {
         let now = Identity::of(&self.file.metadata()?);
         // Adding or removing a link touches ctime but not the bytes, so only size and mtime count here.
         Ok(if now.size < self.identity.size {
-            Some(Change::Shorter(now.size))
+            Some(Change::Shorter { from: self.identity.size, to: now.size })
         } else if now.size > self.identity.size || now.modified_ns != self.identity.modified_ns {
             Some(Change::Written)
         } else {

@@ -3,7 +3,7 @@
 use crate::{Error, plain::PlainBackend};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
-use mm_cache::Weights;
+use mm_cache::{Key, Weights};
 use mm_engine::{EngineError, HostDevice, ModelManager, Module, Registration};
 use parking_lot::ReentrantMutex;
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
@@ -25,12 +25,32 @@ pub struct LoadSpec {
     /// A model that computes with them there fails to build; one that copies them there (batch norms do) is
     /// refused by the kernels when it runs. `false` is right for any model.
     pub lazy: bool,
+    /// All that decides what is built, but for the files, the dtype and the model's type: its configuration, as text. Loads that
+    /// are alike in all of these are one component of their manager: loaded once, on the device once. `None`: it is
+    /// not known what is built, so nobody shares it.
+    pub config: Option<String>,
+}
+
+impl LoadSpec {
+    /// A component of these safetensors files: computed in f32, active alone, one forward a request, not lazy, not shared.
+    pub fn new(name: impl Into<String>, files: impl Into<Vec<PathBuf>>) -> Self {
+        let (name, files) = (name.into(), files.into());
+        Self { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false, config: None }
+    }
+}
+
+/// A model and what it takes to run it, however many components share it.
+pub(crate) struct Loaded<M> {
+    pub(crate) model: ReentrantMutex<RefCell<M>>,
+    /// `None`: nobody manages it.
+    pub(crate) module: Option<Arc<Module<HostDevice>>>,
+    /// Held, so that who opens the same bytes later finds them open.
+    pub(crate) weights: Option<Arc<Weights>>,
 }
 
 /// How a component hangs on its manager.
 pub(crate) struct Managed {
     pub(crate) manager: Arc<ModelManager<HostDevice>>,
-    pub(crate) module: Arc<Module<HostDevice>>,
     pub(crate) registration: Registration<HostDevice>,
 }
 
@@ -38,22 +58,51 @@ pub(crate) struct Managed {
 pub struct Component<M> {
     // The registration goes first: it takes the weights off the device.
     managed: Option<Managed>,
-    model: ReentrantMutex<RefCell<M>>,
+    loaded: Arc<Loaded<M>>,
+    // And this last.
+    _forget: Option<Forget>,
+}
+
+/// Makes the manager forget a model that no component shares any more.
+pub(crate) struct Forget {
+    pub(crate) manager: Arc<ModelManager<HostDevice>>,
+    pub(crate) key: Key,
+}
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.manager.cache().remove_idle(&self.key);
+    }
 }
 
 impl<M: Send> Component<M> {
     /// A model that nobody manages.
-    pub const fn unmanaged(model: M) -> Self {
-        Self { managed: None, model: ReentrantMutex::new(RefCell::new(model)) }
+    pub fn unmanaged(model: M) -> Self {
+        Self::alone(model, None)
     }
 
-    pub(crate) const fn managed(model: M, managed: Managed) -> Self {
-        Self { managed: Some(managed), model: ReentrantMutex::new(RefCell::new(model)) }
+    fn alone(model: M, weights: Option<Arc<Weights>>) -> Self {
+        let model = ReentrantMutex::new(RefCell::new(model));
+        Self { managed: None, loaded: Arc::new(Loaded { model, module: None, weights }), _forget: None }
+    }
+
+    pub(crate) const fn managed(loaded: Arc<Loaded<M>>, managed: Managed, forget: Option<Forget>) -> Self {
+        Self { managed: Some(managed), loaded, _forget: forget }
     }
 
     /// The name it is registered under; `None`: nobody manages it.
     pub fn name(&self) -> Option<&str> {
         self.managed.as_ref().map(|m| m.registration.name())
+    }
+
+    /// Whether the other is this very model: loaded once, and on the device once.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.loaded, &other.loaded)
+    }
+
+    /// Its weights; `None`: it was not loaded from files.
+    pub fn weights(&self) -> Option<&Arc<Weights>> {
+        self.loaded.weights.as_ref()
     }
 
     /// One pass: puts the component on the device as the plan says and calls `f` with the model. One
@@ -62,8 +111,9 @@ impl<M: Send> Component<M> {
     /// # Errors
     /// The engine's: no plan fits, weights can't be read, a run inside its own run. Else what `f` says.
     pub fn run<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
-        let run = self.managed.as_ref().map(|m| m.manager.begin(&m.module)).transpose()?;
-        let model = self.model.lock();
+        let managed = self.managed.as_ref().zip(self.loaded.module.as_ref());
+        let run = managed.map(|(managed, module)| managed.manager.begin(module)).transpose()?;
+        let model = self.loaded.model.lock();
         let mut model = model
             .try_borrow_mut()
             .map_err(|_| EngineError::Misuse("a component is run inside its own run(..)".to_owned()))?;
@@ -81,6 +131,7 @@ pub fn load_unmanaged<M: Send>(
     spec: &LoadSpec,
     build: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<Component<M>, Error> {
-    let backend = Box::new(PlainBackend(Weights::open(&spec.files)?));
-    Ok(Component::unmanaged(build(VarBuilder::from_backend(backend, spec.dtype, Device::Cpu))?))
+    let weights = Weights::open(&spec.files)?;
+    let backend = Box::new(PlainBackend(weights.clone()));
+    Ok(Component::alone(build(VarBuilder::from_backend(backend, spec.dtype, Device::Cpu))?, Some(weights)))
 }

@@ -12,9 +12,7 @@
 //! let budget = Some(64 << 10);
 //! let machine = Machine { device: DeviceKind::Host, vram_free: budget, vram_total: budget, ..Machine::default() };
 //! let manager = Manager::cpu(machine, Policy::default())?;
-//! let (name, files) = ("head".into(), vec![file]);
-//! let spec = LoadSpec { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false };
-//! let head = manager.load(&spec, |vb| linear(3, 2, vb))?;
+//! let head = manager.load(&LoadSpec::new("head", [file]), |vb| linear(3, 2, vb))?;
 //! let y = head.run(|head| head.forward(&Tensor::ones((1, 3), DType::F32, &Device::Cpu)?))?;
 //! assert_eq!(y.to_vec2::<f32>()?, [[4.0, 4.0]]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

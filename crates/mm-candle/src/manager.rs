@@ -1,12 +1,17 @@
 //! The engine's manager for candle models.
 
-use crate::{Component, Error, LoadSpec, build::build, component::Managed};
+use crate::{
+    Component, Error, LoadSpec,
+    build::build,
+    component::{Forget, Loaded, Managed},
+};
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use mm_cache::{LoadError, Weights, component_hash};
-use mm_engine::{HostDevice, ModelManager, Module, timeline::Timeline};
+use mm_cache::{Ask, Index, LoadError, LoadParams, WeightStore, Weights};
+use mm_engine::{EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
 use mm_plan::{Component as Description, Machine, Policy};
-use std::{ops::Deref, sync::Arc};
+use parking_lot::ReentrantMutex;
+use std::{any::type_name, cell::RefCell, ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
 #[derive(Clone)]
@@ -20,49 +25,70 @@ impl Manager {
     /// # Errors
     /// `Misuse`: the machine presents no budget.
     pub fn cpu(machine: Machine, policy: Policy) -> std::result::Result<Self, Error> {
+        Self::cpu_with(machine, policy, Arc::new(WeightStore::new(Index::user())))
+    }
+
+    /// The same, with weights opened in `weights`, which other managers may share.
+    ///
+    /// # Errors
+    /// As [`Manager::cpu`].
+    pub fn cpu_with(machine: Machine, policy: Policy, weights: Arc<WeightStore>) -> std::result::Result<Self, Error> {
         let timeline = Arc::new(Timeline::default());
         let device = Arc::new(HostDevice::new(machine.vram_free.unwrap_or(0), timeline.clone()));
-        Ok(Self { engine: ModelManager::new(device, timeline, machine, policy)? })
+        Ok(Self { engine: ModelManager::with_weights(device, timeline, machine, policy, weights)? })
     }
 
     /// Loads a component: opens its files, builds the model with `build` (called again where a tensor
     /// turns out to be shared between blocks), and registers it under `spec.name`. Its weights reach
     /// the device with the first run.
     ///
+    /// A component that is loaded already (the same bytes, by whatever paths, and [`LoadSpec::config`]) is shared: it is registered
+    /// under one name more, phase and passes stay those of the first, and what `M` keeps from run to run is shared too.
+    ///
     /// # Errors
     /// The files can't be used; `build` fails; the name is taken.
-    pub fn load<M: Send>(
+    pub fn load<M: Send + 'static>(
         &self,
         spec: &LoadSpec,
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Component<M>, Error> {
-        let weights = self.weights(spec)?;
+        let weights = self.engine.weights().open(&spec.files)?;
+        let key = spec.config.as_ref().map(|config| {
+            let config = format!("{}\n{config}", type_name::<M>());
+            weights.key(&LoadParams { dtype: spec.dtype.as_str(), device: "cpu", config: config.as_bytes() })
+        });
+        let loaded = match key {
+            None => Arc::new(self.build(spec, weights, make)?),
+            Some(key) => {
+                let bytes: u64 = weights.tensors().map(mm_cache::TensorSlice::byte_len).sum();
+                let ask = Ask::new(key).named(spec.name.as_str());
+                let loaded = self.engine.cache().get_or_load(ask, |_| bytes, || self.build(spec, weights, make));
+                loaded.map_err(|error| match error {
+                    LoadError::Factory(error) => error,
+                    other => EngineError::Misuse(other.to_string()).into(),
+                })?
+            }
+        };
+        let forget = key.map(|key| Forget { manager: self.engine.clone(), key });
+        // There is one: it was built for this manager.
+        let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
+        let registration = self.engine.register(&spec.name, module)?;
+        Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }, forget))
+    }
+
+    fn build<M: Send>(
+        &self,
+        spec: &LoadSpec,
+        weights: Arc<Weights>,
+        make: impl Fn(VarBuilder<'_>) -> Result<M>,
+    ) -> std::result::Result<Loaded<M>, Error> {
         let device = self.engine.device();
         let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, (!spec.lazy).then_some(device), make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);
         let module = Module::new(module, device.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
-        let registration = self.engine.register(&spec.name, &module)?;
-        Ok(Component::managed(model, Managed { manager: self.engine.clone(), module, registration }))
-    }
-
-    /// The files, open, shared with whoever loads the same ones; opened anew where they were changed or replaced.
-    fn weights(&self, spec: &LoadSpec) -> std::result::Result<Arc<Weights>, Error> {
-        let identifier: Vec<String> = spec.files.iter().map(|f| f.display().to_string()).collect();
-        let identifier = identifier.join("\n");
-        let weigh = |_: &Arc<Weights>| 0; // open files: no memory to speak of
-        let load = || self.engine.load_component(&identifier, weigh, || Weights::open(&spec.files));
-        let mut loaded = load();
-        if loaded.as_ref().is_ok_and(|weights| !weights.are_current()) {
-            self.engine.cache().remove(&component_hash(&identifier));
-            loaded = load();
-        }
-        match loaded {
-            Ok(weights) => Ok((*weights).clone()),
-            Err(LoadError::Factory(error)) => Err(error.into()),
-            Err(other) => Err(mm_engine::EngineError::Misuse(other.to_string()).into()),
-        }
+        Ok(Loaded { model: ReentrantMutex::new(RefCell::new(model)), module: Some(module), weights: Some(weights) })
     }
 }
 

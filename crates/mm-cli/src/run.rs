@@ -134,9 +134,7 @@ fn request(args: &RunArgs) -> Result<Request, Failure> {
             let (file, reason) = (file.clone(), format!("no `initial_latents` can be read from it: {error}"));
             Failure::File { code: "bad_latents", file, reason }
         };
-        let dtype = LoadOptions::default().dtype;
-        let spec =
-            LoadSpec { name: "latents".into(), files: vec![file.clone()], dtype, phase: None, passes: 1, lazy: false };
+        let spec = LoadSpec::new("latents", [file.clone()]);
         let tensor = load_unmanaged(&spec, |tensors| tensors.get_unchecked("initial_latents")).map_err(bad)?;
         request.initial_latents = Some(tensor.run(|tensor| Ok(tensor.clone())).map_err(bad)?);
     }

@@ -32,17 +32,20 @@ impl Loader for Unmanaged {
 }
 
 /// How a pipeline is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// Compute dtype: `F32`, `BF16` or `F16`. A VAE is computed in f32 always.
     pub dtype: DType,
     /// What requests will look like; planning weighs the components by it.
     pub passes: Passes,
+    /// What tells this pipeline's components from those of others with the same manager: they are called
+    /// `NAME.transformer`, and each is active alone. `None`: plainly `transformer`.
+    pub name: Option<String>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { dtype: DType::F32, passes: Passes::default() }
+        Self { dtype: DType::F32, passes: Passes::default(), name: None }
     }
 }
 

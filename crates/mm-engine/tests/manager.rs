@@ -313,7 +313,8 @@ fn a_factory_runs_once_however_many_ask() {
                     runs.fetch_add(1, SeqCst);
                     Ok::<_, std::io::Error>(vec![7u8; 10])
                 };
-                let loaded = rig.manager.load_component("tokenizer@1", |v| v.len() as u64, load).unwrap();
+                let loaded =
+                    rig.manager.load_component("tokenizer", "tokenizer@1", |v: &Vec<_>| v.len() as u64, load).unwrap();
                 assert_eq!(*loaded, [7u8; 10]);
             });
         }

@@ -47,7 +47,7 @@ impl LoadCache {
     /// Drops what is under `key` if nobody holds it. True: it was there and is gone.
     pub fn remove_idle(&self, key: &crate::digest::Key) -> bool {
         let Some(entry) = self.directory.read(key, Arc::clone) else { return false };
-        let Some(left) = entry.idle().and_then(|ready| entry.evict(ready.used)) else { return false };
+        let Some(left) = entry.idle().map(|ready| ready.used).and_then(|used| entry.evict(used)) else { return false };
         self.leave(&entry, left);
         true
     }

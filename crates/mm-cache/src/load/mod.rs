@@ -21,7 +21,8 @@ use std::any::type_name;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::digest::{Key, component_hash};
+use crate::digest::Key;
+use crate::key::component_hash;
 use crate::sync::{Directory, Mutex, now};
 use entry::{Entry, Joined, Left, Ready, Value};
 use events::Events;

@@ -8,7 +8,7 @@ mod memory;
 mod model;
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use clap::{Parser, Subcommand, ValueEnum};
 use mm_cache::{ContentId, Weights};
 use mm_candle::{Component, LoadSpec, Manager, load_unmanaged};
@@ -123,14 +123,8 @@ impl Run {
     }
 
     fn load(&self, shape: Shape) -> Result<(Component<Transformer>, Option<Manager>)> {
-        let spec = LoadSpec {
-            name: "transformer".into(),
-            files: vec![self.file.clone()],
-            dtype: DType::F32,
-            phase: None,
-            passes: u32::try_from(self.passes)?,
-            lazy: true,
-        };
+        let passes = u32::try_from(self.passes)?;
+        let spec = LoadSpec { passes, lazy: true, ..LoadSpec::new("transformer", [self.file.clone()]) };
         let (budget, strategy) = match self.mode {
             Mode::Unmanaged => return Ok((load_unmanaged(&spec, |vb| Transformer::new(shape, &vb))?, None)),
             Mode::Resident => (1 << 40, Strategy::NoOffload),

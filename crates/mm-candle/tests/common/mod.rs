@@ -85,7 +85,7 @@ impl Net {
 }
 
 pub fn spec(name: &str, file: &Path, dtype: DType) -> LoadSpec {
-    LoadSpec { name: name.into(), files: vec![file.to_owned()], dtype, phase: None, passes: 1, lazy: false }
+    LoadSpec { dtype, ..LoadSpec::new(name, [file.to_owned()]) }
 }
 
 pub fn machine(budget: u64) -> Machine {

@@ -14,7 +14,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::{Component, LoadSpec};
 use mm_probe::Library;
-use std::path::PathBuf;
+use std::{fmt::Debug, path::PathBuf};
 
 const TEXT_ENCODER: &str = "text_encoder";
 const TRANSFORMER: &str = "transformer";
@@ -38,7 +38,8 @@ pub struct ZImage {
 
 impl ZImage {
     /// Loads a Diffusers folder whose pipeline is `ZImagePipeline`. Components are called
-    /// `text_encoder`, `transformer` and `vae`, in phases 0, 1 and 2.
+    /// `text_encoder`, `transformer` and `vae`, in phases 0, 1 and 2. A component that is the same in another pipeline
+    /// of the same manager is loaded once, wherever the two lie.
     ///
     /// # Errors
     /// A file is missing or broken, something in it is not supported, or the weights don't fit the
@@ -66,18 +67,24 @@ impl ZImage {
         let reason = format!("expected the VAE's latent_channels, {channels}");
         check.holds(config.in_channels == channels, "in_channels", config.in_channels, reason)?;
 
-        let load = Load { folder, loader };
-        let (dtype, passes) = (options.dtype, options.passes);
+        let load = Load { folder, loader, options };
+        let (passes, decoder) = (options.passes, vae_config.decoder());
         Ok(Self {
-            text_encoder: load.component(TEXT_ENCODER, Library::Transformers, dtype, 0, passes.encode, |vb| {
-                qwen3::Encoder::new(&text_config, vb)
-            })?,
-            transformer: load.component(TRANSFORMER, Library::Diffusers, dtype, 1, passes.denoise, |vb| {
-                Transformer::new(&config, vb)
-            })?,
-            vae: load.component(VAE, Library::Diffusers, VAE_DTYPE, 2, passes.decode, |vb| {
-                Decoder::new(&vae_config.decoder(), vb.pp("decoder"))
-            })?,
+            text_encoder: load.component(
+                Part { name: TEXT_ENCODER, library: Library::Transformers, phase: 0, passes: passes.encode },
+                &text_config,
+                qwen3::Encoder::new,
+            )?,
+            transformer: load.component(
+                Part { name: TRANSFORMER, library: Library::Diffusers, phase: 1, passes: passes.denoise },
+                &config,
+                Transformer::new,
+            )?,
+            vae: load.component(
+                Part { name: VAE, library: Library::Diffusers, phase: 2, passes: passes.decode },
+                &decoder,
+                |config, vb| Decoder::new(config, vb.pp("decoder")),
+            )?,
             tokenizer,
             scheduler,
             text_config,
@@ -226,21 +233,37 @@ impl Size {
 struct Load<'a, L> {
     folder: &'a Folder,
     loader: &'a L,
+    options: &'a LoadOptions,
+}
+
+/// A component of the pipeline, and its part in a request.
+struct Part {
+    name: &'static str,
+    library: Library,
+    phase: u32,
+    passes: u32,
 }
 
 impl<L: Loader> Load<'_, L> {
-    fn component<M: Send + 'static>(
+    fn component<C: Debug, M: Send + 'static>(
         &self,
-        name: &'static str,
-        library: Library,
-        dtype: DType,
-        phase: u32,
-        passes: u32,
-        build: impl Fn(VarBuilder<'_>) -> candle_core::Result<M>,
+        Part { name, library, phase, passes }: Part,
+        config: &C,
+        build: impl Fn(&C, VarBuilder<'_>) -> candle_core::Result<M>,
     ) -> Result<Component<M>, Error> {
         let files = self.folder.weights(name, library)?;
-        let spec = LoadSpec { name: name.to_owned(), files, dtype, phase: Some(phase), passes, lazy: true };
-        self.loader.load(&spec, build).map_err(in_component(name))
+        let full_name = self.options.name.as_ref().map_or_else(|| name.to_owned(), |of| format!("{of}.{name}"));
+        let spec = LoadSpec {
+            dtype: if name == VAE { VAE_DTYPE } else { self.options.dtype },
+            // Phases are numbers of the whole manager: another pipeline's transformer is not active beside this one's.
+            phase: self.options.name.is_none().then_some(phase),
+            passes,
+            lazy: true,
+            // As parsed: what a configuration file says beside that decides nothing here.
+            config: Some(format!("{config:?}")),
+            ..LoadSpec::new(full_name, files)
+        };
+        self.loader.load(&spec, |vb| build(config, vb)).map_err(in_component(name))
     }
 }
 

@@ -7,7 +7,7 @@ pub use registry::Registration;
 pub use run::Run;
 
 use crate::{Device, DeviceMemory, EngineError, Module, ModuleStats, Result, timeline::Timeline};
-use mm_cache::{LoadCache, LoadError};
+use mm_cache::{Index, LoadCache, LoadError, Weight, WeightStore};
 use mm_plan::{Machine, Plan, Policy, Strategy};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use registry::{Entry, Registry};
@@ -48,6 +48,7 @@ pub struct ModelManager<D: Device> {
     device: Arc<D>,
     timeline: Arc<Timeline>,
     cache: LoadCache,
+    weights: Arc<WeightStore>,
     state: Mutex<State<D>>,
     idle: Condvar,
 }
@@ -59,6 +60,20 @@ impl<D: Device> ModelManager<D> {
     /// # Errors
     /// `Misuse` where it does.
     pub fn new(device: Arc<D>, timeline: Arc<Timeline>, machine: Machine, policy: Policy) -> Result<Arc<Self>> {
+        Self::with_weights(device, timeline, machine, policy, Arc::new(WeightStore::new(Index::user())))
+    }
+
+    /// A manager whose weights are opened in `weights`, which other managers may share.
+    ///
+    /// # Errors
+    /// As [`ModelManager::new`].
+    pub fn with_weights(
+        device: Arc<D>,
+        timeline: Arc<Timeline>,
+        machine: Machine,
+        policy: Policy,
+        weights: Arc<WeightStore>,
+    ) -> Result<Arc<Self>> {
         let budget = device.memory().budget;
         if machine.vram_free.is_none_or(|free| free > budget) {
             return Err(EngineError::Misuse(format!(
@@ -78,7 +93,7 @@ impl<D: Device> ModelManager<D> {
             waiting: HashMap::new(),
         };
         let cache = LoadCache::new();
-        Ok(Arc::new(Self { device, timeline, cache, state: Mutex::new(state), idle: Condvar::new() }))
+        Ok(Arc::new(Self { device, timeline, cache, weights, state: Mutex::new(state), idle: Condvar::new() }))
     }
 
     /// The device.
@@ -94,6 +109,11 @@ impl<D: Device> ModelManager<D> {
     /// The load-once cache behind [`ModelManager::load_component`].
     pub const fn cache(&self) -> &LoadCache {
         &self.cache
+    }
+
+    /// Where weights are opened, so that each content is held once.
+    pub const fn weights(&self) -> &Arc<WeightStore> {
+        &self.weights
     }
 
     /// Device memory as counted at each allocation.
@@ -208,17 +228,19 @@ impl<D: Device> ModelManager<D> {
         Ok(StrategyOverride { manager: self.clone(), id })
     }
 
-    /// Loads a thing once for everyone who asks for `identifier`, however many threads ask at once.
+    /// Loads a thing once for everyone who asks for `identifier`, however many threads ask at once; see
+    /// [`LoadCache::load_component`].
     ///
     /// # Errors
     /// The factory's error, or a broken rule of the cache.
-    pub fn load_component<T: Send + Sync + 'static, E>(
+    pub fn load_component<T: Send + Sync + 'static, E, W: Into<Weight>>(
         &self,
+        name: &str,
         identifier: &str,
-        weigh: impl FnOnce(&T) -> u64,
+        weigh: impl FnOnce(&T) -> W,
         factory: impl FnOnce() -> Result<T, E>,
     ) -> Result<Arc<T>, LoadError<E>> {
-        self.cache.get_or_load(mm_cache::component_hash(identifier), weigh, factory)
+        self.cache.load_component(name, identifier, weigh, factory)
     }
 
     /// Takes a component off the device; it returns with its next run.
