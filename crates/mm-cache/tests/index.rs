@@ -4,10 +4,13 @@
 mod common;
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{assert_right, bytes, index_at, rewrite_unseen, settle};
 use mm_cache::{ContentId, Index, IndexStats};
+
+const PART: Range<u64> = 0..100;
 
 #[test]
 fn what_was_hashed_once_is_known_to_everyone() {
@@ -72,7 +75,7 @@ fn tensors_are_known_without_reading_the_rest() {
     for (wrong, kind) in [
         (2_999_999..3_000_001, std::io::ErrorKind::UnexpectedEof),
         (u64::MAX - 1..u64::MAX, std::io::ErrorKind::InvalidInput),
-        (std::ops::Range { start: 9, end: 3 }, std::io::ErrorKind::InvalidInput),
+        (Range { start: 9, end: 3 }, std::io::ErrorKind::InvalidInput),
     ] {
         assert_eq!(later.tensor_ids(&file, &[0..10, wrong]).expect_err("not there").kind(), kind);
     }
@@ -106,10 +109,10 @@ fn a_file_that_others_were_renamed_over_is_the_new_one() {
     let mtime = fs::metadata(at("f")).and_then(|metadata| metadata.modified()).expect("an mtime");
     File::options().write(true).open(at("next")).and_then(|file| file.set_modified(mtime)).expect("sets it");
     settle();
-    assert_right(&index, &at("f"), &[0..10]);
-    assert_right(&index, &at("next"), &[0..10]);
+    assert_right(&index, &at("f"), &[PART]);
+    assert_right(&index, &at("next"), &[PART]);
     fs::rename(at("next"), at("f")).expect("renames");
-    assert_right(&index, &at("f"), &[0..10]);
+    assert_right(&index, &at("f"), &[PART]);
 }
 
 #[test]
@@ -134,7 +137,7 @@ fn a_file_that_may_change_unseen_is_not_remembered() {
     let index = Index::at(folder.path().join("index.sqlite3"));
     fs::write(&path, bytes(0, 200)).expect("writes");
     for seed in 1..2000 {
-        assert_right(&index, &path, &[0..100]);
+        assert_right(&index, &path, &[PART]);
         rewrite_unseen(&path, &bytes(seed, 200));
     }
     assert_eq!(index.stats().hits, 0);
@@ -143,7 +146,7 @@ fn a_file_that_may_change_unseen_is_not_remembered() {
     let soon = index_at(&folder.path().join("index.sqlite3"));
     settle();
     for _ in 0..2 {
-        assert_right(&soon, &path, &[0..100]);
+        assert_right(&soon, &path, &[PART]);
     }
     assert_eq!(soon.stats().hits, 0, "an mtime in the future");
     assert_eq!((index.problem(), soon.problem()), (None, None));
