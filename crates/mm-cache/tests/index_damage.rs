@@ -7,7 +7,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use common::{assert_right, bytes, index_at, settle};
+use common::{assert_right, bytes, index_at, quick_folder, settle};
 use mm_cache::{ContentId, Index};
 use rusqlite::Connection;
 
@@ -20,7 +20,7 @@ struct Files {
 impl Files {
     /// A few small files, old enough to be remembered.
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = quick_folder();
         let files: Vec<PathBuf> = (0..5).map(|i| folder.path().join(format!("f{i}"))).collect();
         for (seed, file) in files.iter().enumerate() {
             fs::write(file, bytes(seed as u64, 2000)).expect("writes");

@@ -3,6 +3,8 @@
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
@@ -79,7 +81,7 @@ impl Database {
         // Rollback journal, SQLite's default, and deleted after each transaction: a write-ahead log needs shared memory,
         // which homes on network file systems do not have, and a journal that stays open is not missed when the
         // database is deleted below us.
-        database.connection.busy_timeout(PATIENCE)?;
+        database.connection.busy_handler(Some(wait))?;
         if let Found::Nothing = found(&database.connection)? {
             database.create()?;
         }
@@ -168,6 +170,14 @@ fn connect(path: &Path) -> Result<Connection, Fault> {
     // One thread at a time: behind a lock of ours.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Ok(Connection::open_with_flags(path, flags)?)
+}
+
+/// Whether to try again, after a while. Often, as SQLite's own way of waiting longer and longer loses against a process
+/// that writes again and again.
+fn wait(tries: i32) -> bool {
+    const WHILE: Duration = Duration::from_millis(5);
+    thread::sleep(WHILE);
+    WHILE * tries.unsigned_abs() < PATIENCE
 }
 
 fn found(connection: &Connection) -> Result<Found, Fault> {

@@ -1,10 +1,12 @@
 //! Files whose stamps are old enough to be remembered, without waiting for seconds.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +23,19 @@ pub(crate) fn index_at(path: &Path) -> Index {
 /// Waits until what was written so far is old enough.
 pub(crate) fn settle() {
     thread::sleep(MARGIN + MARGIN / 2);
+}
+
+/// A folder in memory, where there is one: thousands of transactions wait for no disk. What a killed process wrote is
+/// kept by the system either way.
+pub(crate) fn quick_folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder")
+}
+
+/// This test program once more, as a process of its own, that runs only the test of that name.
+pub(crate) fn process(test: &str, environment: &[(&str, &OsStr)]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).envs(environment.iter().copied());
+    command
 }
 
 /// Bytes that no other seed gives.
