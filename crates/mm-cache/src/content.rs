@@ -2,18 +2,20 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::digest::ContentId;
 use crate::hash::hash_range;
-use crate::reading::open_regular;
+use crate::index::Index;
+use crate::reading::read_at;
 
 /// Why a content id could not be computed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContentError {
-    /// Missing or unreadable, a link to nowhere included: check the path and its permissions.
+    /// Missing or unreadable, a link to nowhere included: check the path and its permissions. Or being written: wait
+    /// until that is done.
     #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The path.
@@ -32,33 +34,51 @@ pub enum ContentError {
 /// Files up to this size are read to their end, as some (`/proc` has them) hold more than the size they tell.
 const SMALL: u64 = 64 << 10;
 
-/// The content id of a file, read and hashed on all cores.
+/// The content id of a file, read and hashed on all cores. Nothing is remembered: see [`Index::content_id`].
 ///
 /// # Errors
-/// A missing or unreadable file; anything that is not a regular file; a file that is truncated meanwhile.
+/// A missing or unreadable file; anything that is not a regular file; a file that is truncated or written meanwhile.
 pub fn content_id(path: impl AsRef<Path>) -> Result<ContentId, ContentError> {
-    let path = path.as_ref();
-    let io = |source| ContentError::Io { path: path.to_owned(), source };
-    let Some((file, metadata)) = open_regular(path).map_err(io)? else {
-        return Err(ContentError::NotAFile { path: path.to_owned() });
-    };
-    id_of(&file, metadata.len()).map_err(io)
+    Index::none().content_id(path)
 }
 
-/// The content id of an open file of that size.
-fn id_of(mut file: &File, size: u64) -> io::Result<ContentId> {
+/// The content id of an open file of that size, read from its start, and of how many bytes it is.
+pub(crate) fn id_of(file: &File, size: u64, progress: &(dyn Fn(u64) + Sync)) -> io::Result<(ContentId, u64)> {
     if size <= SMALL {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        if (bytes.len() as u64) < size {
-            return Err(truncated(size, bytes.len() as u64));
+        let bytes = read_whole(file, size)?;
+        let length = bytes.len() as u64;
+        if length < size {
+            return Err(truncated(size, length));
         }
-        return Ok(ContentId::of(&bytes));
+        let id = ContentId::of(&bytes);
+        progress(length);
+        return Ok((id, length));
     }
-    hash_range(file, 0..size).map_err(|error| match error.kind() {
+    let id = hash_range(file, 0..size, progress).map_err(|error| match error.kind() {
         io::ErrorKind::UnexpectedEof => truncated(size, file.metadata().map_or(0, |now| now.len())),
         _ => error,
-    })
+    })?;
+    Ok((id, size))
+}
+
+/// Reads to the end by position: where an open file is shared, so is its cursor.
+fn read_whole(file: &File, size: u64) -> io::Result<Vec<u8>> {
+    // At most `SMALL`, and one more to meet the end.
+    let mut bytes = vec![0; size as usize + 1];
+    let mut length = 0;
+    loop {
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
+        match read_at(file, length as u64, &mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 fn truncated(from: u64, to: u64) -> io::Error {
@@ -73,10 +93,18 @@ fn truncated(from: u64, to: u64) -> io::Error {
 /// # Errors
 /// The first path, in that order, that is missing, unreadable or neither file nor directory.
 pub fn content_ids(path: impl AsRef<Path>) -> Result<Vec<(PathBuf, ContentId)>, ContentError> {
+    Index::none().content_ids(path)
+}
+
+/// All files under a folder, sorted, as [`content_ids`] hashes them; a file alone.
+///
+/// # Errors
+/// A path that is missing or unreadable.
+pub fn files_under(path: impl AsRef<Path>) -> Result<Vec<PathBuf>, ContentError> {
     let mut files = Vec::new();
     collect(path.as_ref(), &mut HashSet::new(), &mut files)?;
     files.sort();
-    files.into_iter().map(|file| content_id(&file).map(|id| (file, id))).collect()
+    Ok(files)
 }
 
 /// Lists files without recursion on the call stack, as a hostile folder may be deep.

@@ -18,16 +18,20 @@ thread_local! {
     static LEAF_BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The id of the bytes in `range`, which must be there to be read.
+/// The id of the bytes in `range`, which must be there to be read. `progress` is told, from any thread, how many bytes
+/// were hashed since it was last told.
 ///
 /// blake3 is a tree: its subtrees are hashed apart, each read by the core that hashes it, and joined afterwards. So
 /// reading goes on on all cores beside hashing, and nothing is mapped: under a mapping a truncation ends the process.
-pub(crate) fn hash_range(file: &File, range: Range<u64>) -> io::Result<ContentId> {
-    let length = range.end - range.start;
+pub(crate) fn hash_range(file: &File, range: Range<u64>, progress: &(dyn Fn(u64) + Sync)) -> io::Result<ContentId> {
+    let Some(length) = range.end.checked_sub(range.start) else {
+        let reason = format!("a range of bytes that ends at {} before it begins at {}", range.end, range.start);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    };
+    let tree = Tree { file, start: range.start, progress };
     if length <= LEAF {
-        return with_bytes(file, range, |bytes| blake3::hash(bytes).into());
+        return tree.leaf(0, length, |bytes| blake3::hash(bytes).into());
     }
-    let tree = Tree { file, start: range.start };
     let (left, right) = tree.halves(0, length)?;
     Ok(merge_subtrees_root(&left, &right, Mode::Hash).into())
 }
@@ -36,6 +40,7 @@ struct Tree<'a> {
     file: &'a File,
     /// Where the hashed stretch begins in the file.
     start: u64,
+    progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl Tree<'_> {
@@ -50,21 +55,23 @@ impl Tree<'_> {
             let (left, right) = self.halves(offset, length)?;
             return Ok(merge_subtrees_non_root(&left, &right, Mode::Hash));
         }
-        let from = self.start + offset;
-        with_bytes(self.file, from..from + length, |bytes| {
+        self.leaf(offset, length, |bytes| {
             blake3::Hasher::new().set_input_offset(offset).update(bytes).finalize_non_root()
         })
     }
-}
 
-/// At most a leaf, in a buffer that each thread keeps.
-fn with_bytes<T>(file: &File, range: Range<u64>, use_bytes: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
-    LEAF_BYTES.with_borrow_mut(|bytes| {
-        // At most `LEAF`.
-        bytes.resize((range.end - range.start) as usize, 0);
-        read_exact_at(file, range.start, bytes)?;
-        Ok(use_bytes(bytes))
-    })
+    /// At most a leaf, in a buffer that each thread keeps.
+    fn leaf<T>(&self, offset: u64, length: u64, hash: impl FnOnce(&[u8]) -> T) -> io::Result<T> {
+        let hashed = LEAF_BYTES.with_borrow_mut(|bytes| {
+            // At most `LEAF`.
+            bytes.resize(length as usize, 0);
+            read_exact_at(self.file, self.start + offset, bytes)?;
+            io::Result::Ok(hash(bytes))
+        })?;
+        // The buffer is free again: who is told may hash something itself.
+        (self.progress)(length);
+        Ok(hashed)
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +94,7 @@ mod tests {
             [0, 1, 1023, 1024, 1025, leaf - 1, leaf, leaf + 1, 2 * leaf, 2 * leaf + 1, 3 * leaf - 1, 5 * leaf];
         for start in [0, 1, 77] {
             for length in lengths {
-                let id = hash_range(&file, start..start + length as u64).expect("hashes");
+                let id = hash_range(&file, start..start + length as u64, &|_| {}).expect("hashes");
                 let stretch = &bytes[start as usize..start as usize + length];
                 assert_eq!(id, blake3::hash(stretch).into(), "{length} bytes at {start}");
             }
@@ -99,7 +106,28 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(&pattern(3 * LEAF as usize)).expect("writes");
         for end in [3 * LEAF + 1, 9 * LEAF] {
-            assert_eq!(hash_range(&file, 0..end).expect_err("too long").kind(), io::ErrorKind::UnexpectedEof);
+            assert_eq!(hash_range(&file, 0..end, &|_| {}).expect_err("too long").kind(), io::ErrorKind::UnexpectedEof);
         }
+    }
+
+    #[test]
+    fn progress_adds_up_to_what_was_asked_for() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&pattern(3 * LEAF as usize)).expect("writes");
+        for length in [0, 1, LEAF, 2 * LEAF + 1] {
+            let hashed = std::sync::atomic::AtomicU64::new(0);
+            let progress = |bytes| {
+                hashed.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+            };
+            hash_range(&file, 7..7 + length, &progress).expect("hashes");
+            assert_eq!(hashed.into_inner(), length);
+        }
+    }
+
+    #[test]
+    fn a_range_that_ends_before_it_begins_is_an_error() {
+        let file = tempfile::tempfile().expect("a file");
+        let backwards = Range { start: 2, end: 1 };
+        assert_eq!(hash_range(&file, backwards, &|_| {}).expect_err("backwards").kind(), io::ErrorKind::InvalidInput);
     }
 }
