@@ -1,5 +1,5 @@
-//! Loads each thing once: a load-once map, content ids, and weights that are read, or looked at in place, when they are
-//! asked for.
+//! Load once, hash once, share everything: a load-once map, content ids that are remembered, and weights of which each content
+//! is held once, in however many files it lies.
 //!
 //! ```
 //! use mm_cache::{ContentId, LoadCache, TensorSlice, component_hash};
@@ -18,15 +18,27 @@
 //!
 //! Guarantees, each with the test file that checks it:
 //! 1. One factory runs per load however many threads ask; a failure or panic wakes exactly one waiter, who retries;
-//!    no waiter is lost, and a load that would wait for itself is an error (`tests/load_cache.rs`).
-//! 2. Over budget, what nobody holds goes, least recently used first; what is held stays (`tests/eviction.rs`).
+//!    no waiter is lost, and a load that would wait for itself is an error (`tests/load_cache.rs`, `tests/load_once.rs`, and
+//!    under a checker of schedules `tests/schedules`). Threads that ask for different keys have no lock in common (`benches/hits.rs`).
+//! 2. Over budget, what nobody holds goes, least valuable first; what is held or pinned stays (`tests/eviction.rs`).
 //! 3. No claim of a weights file is believed before it is checked: truncated and lying files are errors that name the
 //!    file and, where there is one, the tensor (`tests/hostile_weights.rs`).
 //! 4. A file is open once per process, by whatever path, and mapped at most once, when a tensor's bytes are first looked
 //!    at in place; opening and reading map nothing (`tests/weights.rs`, `tests/reading.rs`).
 //! 5. What is read is the file's content as of opening it, or an error that names file and tensor: a file truncated or
 //!    written in place neither ends the process nor gives other bytes (`tests/reading.rs`).
-//! 6. Content ids are plain blake3 over the bytes (`tests/content.rs`).
+//! 6. Through a [`WeightStore`] equal tensors are one, in memory too, and each file still has its own bytes when another that
+//!    it shared with is changed or gone (`tests/sharing.rs`, `tests/host_memory.rs`).
+//! 7. Content ids are plain blake3 over the bytes (`tests/content.rs`). The [`Index`] never answers with the id of what a file
+//!    was before (`tests/index.rs`), also after any crash (`tests/index_crash.rs`) and with several processes at once
+//!    (`tests/index_processes.rs`); without it everything works, only slower.
+//!
+//! # What a mapping can't promise
+//!
+//! [`TensorSlice::bytes`] looks at a file in place. It is an error if the file was truncated or written since it was opened; replacing
+//! it by renaming is harmless, as the old file stays. But a file that is truncated *while* its bytes are looked at ends the
+//! process (SIGBUS), and one that is written shows its new bytes: no system call can rule that out for a shared mapping.
+//! [`TensorSlice::read_into`] has neither fault, and is what the engine uses.
 //!
 //! `unsafe` is confined to one call in one module, the mapping itself; [`TensorSlice::bytes`] states what it asks of callers.
 

@@ -1,18 +1,15 @@
 //! Weights of which each content is held once, in however many files it lies.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::digest::ContentId;
 use crate::error::WeightsError;
 use crate::index::Index;
-use crate::tensor::{Stretch, TensorSlice};
+use crate::tensor::{Stretch, TensorSlice, ids};
 use crate::weights::Weights;
 
 /// Opens weights so that a tensor whose bytes are open already, in whatever file, is read there: two copies of a text
@@ -92,31 +89,13 @@ impl WeightStore {
             }
         }
         let (own, places): (Vec<&Stretch>, Vec<&Stretch>) = alike.iter().map(|(_, own, place)| (own, place)).unzip();
-        let ids = self.ids(&own).into_iter().zip(self.ids(&places));
-        let equal: Vec<bool> = ids.map(|(own, place)| own.is_some() && own == place).collect();
-        for ((tensor, own, place), _) in alike.iter().zip(equal).filter(|(_, equal)| *equal) {
+        let (Ok(own), Ok(places)) = (ids(&self.index, &own), ids(&self.index, &places)) else { return };
+        for ((tensor, own, place), (id, other)) in alike.iter().zip(own.iter().zip(&places)) {
             // What was hashed is what was opened.
-            if own.is_current() && place.is_current() {
+            if id == other && own.is_current() && place.is_current() {
                 tensor.share(place.clone());
             }
         }
-    }
-
-    /// `None`: it could not be read.
-    fn ids(&self, stretches: &[&Stretch]) -> Vec<Option<ContentId>> {
-        let mut by_file: HashMap<u64, (Vec<usize>, Vec<Range<u64>>)> = HashMap::new();
-        for (index, stretch) in stretches.iter().enumerate() {
-            let (indices, ranges) = by_file.entry(stretch.file.number()).or_default();
-            indices.push(index);
-            ranges.push(stretch.range.clone());
-        }
-        let mut ids = vec![None; stretches.len()];
-        for (indices, ranges) in by_file.into_values() {
-            if let Ok(found) = self.index.tensor_ids(stretches[indices[0]].file.file(), &ranges) {
-                indices.into_iter().zip(found).for_each(|(index, id)| ids[index] = Some(id));
-            }
-        }
-        ids
     }
 }
 

@@ -1,13 +1,17 @@
 //! One tensor: in a file, in another file that holds the same bytes, or in memory.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use safetensors::Dtype;
 
+use crate::digest::ContentId;
 use crate::error::WeightsError;
+use crate::index::Index;
 use crate::open_file::{Change, OpenFile};
 
 /// One tensor in a file or in memory: cloning it clones a reference.
@@ -40,10 +44,27 @@ pub(crate) struct Stretch {
     pub(crate) range: Range<u64>,
 }
 
+/// The content ids of stretches; what `index` knows is not read. An error comes with the place of a stretch in the file.
+pub(crate) fn ids(index: &Index, stretches: &[&Stretch]) -> Result<Vec<ContentId>, (usize, io::Error)> {
+    let mut by_file: HashMap<u64, (Vec<usize>, Vec<Range<u64>>)> = HashMap::new();
+    for (at, stretch) in stretches.iter().enumerate() {
+        let (places, ranges) = by_file.entry(stretch.file.number()).or_default();
+        places.push(at);
+        ranges.push(stretch.range.clone());
+    }
+    let mut ids = vec![ContentId::from([0; 32]); stretches.len()];
+    for (places, ranges) in by_file.into_values() {
+        let file = stretches[places[0]].file.file();
+        let found = index.tensor_ids(file, &ranges).map_err(|error| (places[0], error))?;
+        places.into_iter().zip(found).for_each(|(at, id)| ids[at] = id);
+    }
+    Ok(ids)
+}
+
 /// Why a stretch could not be read.
 enum Trouble {
     Change(Change),
-    Io(std::io::Error),
+    Io(io::Error),
 }
 
 impl Stretch {
@@ -174,10 +195,14 @@ impl TensorSlice {
     /// [`WeightsError::Cut`] and [`WeightsError::Changed`] where the file was truncated or written in place.
     pub fn check(&self) -> Result<(), WeightsError> {
         match &self.0.bytes {
-            Bytes::Memory(_) => Ok(()),
-            Bytes::File { twin, .. } if twin.get().is_some_and(|twin| twin.check().is_ok()) => Ok(()),
-            Bytes::File { own, .. } => own.check().map_err(|trouble| self.error(trouble)),
+            Bytes::File { twin, .. } if twin.get().is_some_and(Stretch::is_current) => Ok(()),
+            _ => self.check_own(),
         }
+    }
+
+    /// The same of its own file, whatever other it is read in.
+    pub(crate) fn check_own(&self) -> Result<(), WeightsError> {
+        self.own().map_or(Ok(()), |own| own.check().map_err(|trouble| self.error(trouble)))
     }
 
     pub(crate) fn in_file(name: String, dtype: Dtype, shape: Vec<usize>, path: Arc<Path>, own: Stretch) -> Self {
@@ -200,6 +225,11 @@ impl TensorSlice {
             Bytes::Memory(_) => (None, None),
         };
         twin.into_iter().chain(own)
+    }
+
+    /// Where it lies in its own file; `None`: in memory.
+    pub(crate) fn own(&self) -> Option<&Stretch> {
+        self.places().last()
     }
 
     /// Where it is read; `None`: in memory.

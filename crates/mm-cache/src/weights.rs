@@ -6,12 +6,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::digest::Key;
+use crate::digest::{ContentId, Key};
 use crate::error::WeightsError;
 use crate::header;
+use crate::index::Index;
 use crate::key::{ContentParts, LoadParams};
 use crate::open_file::OpenFile;
-use crate::tensor::{Stretch, TensorSlice};
+use crate::tensor::{Stretch, TensorSlice, ids};
 
 /// The tensors of one or more safetensors files, by name.
 ///
@@ -96,6 +97,23 @@ impl Weights {
             }
         }
         parts.key()
+    }
+
+    /// The content id of each tensor, as [`tensors`](Self::tensors) lists them; what `index` knows is not read.
+    ///
+    /// # Errors
+    /// A file that can't be read, or that was truncated or written in place since it was opened.
+    pub fn content_ids(&self, index: &Index) -> Result<Vec<ContentId>, WeightsError> {
+        let own: Vec<&Stretch> = self.tensors.values().filter_map(TensorSlice::own).collect();
+        let tensors: Vec<&TensorSlice> = self.tensors.values().collect();
+        let ids = ids(index, &own).map_err(|(at, source)| WeightsError::Read {
+            file: tensors[at].file().to_owned(),
+            tensor: tensors[at].name().to_owned(),
+            source,
+        })?;
+        // What was hashed is what was opened.
+        tensors.iter().try_for_each(|tensor| tensor.check_own())?;
+        Ok(ids)
     }
 
     /// Bytes of tensors that are held in another file's place.

@@ -128,7 +128,8 @@ fn files_may_be_cut_otherwise() {
 #[test]
 fn other_shapes_and_other_names_are_not_compared() {
     let files = Files::new();
-    let base = files.write("base", &[("a", filled(1)), ("b", vec![1; 40])]);
+    // What follows `b` would do for its last byte.
+    let base = files.write("base", &[("a", filled(1)), ("b", vec![1; 40]), ("bb", vec![1; 40])]);
     let other = files.write("other", &[("c", filled(1)), ("b", vec![1; 41])]);
     let (_held, b) = (files.open(&[&base]), files.open(&[&other]));
     assert!(shared(&b).is_empty());

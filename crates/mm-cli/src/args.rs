@@ -202,9 +202,16 @@ pub(crate) struct TraceArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HashArgs {
-    /// Files, or folders for all files under them
+    /// Files, folders for all files under them, or ids of repositories in the local cache. Of a Diffusers folder each component
+    /// has an id too, that of its configuration and the weights that would be loaded
     #[arg(required = true)]
     pub(crate) paths: Vec<PathBuf>,
+    /// Also the id of each tensor in a .safetensors file
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Hash everything, whatever the index in the user's cache folder ($MM_CACHE_DIR) knows, and remember nothing
+    #[arg(long)]
+    pub(crate) no_index: bool,
     /// Answer with a JSON document
     #[arg(long)]
     pub(crate) json: bool,

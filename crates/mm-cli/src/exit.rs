@@ -144,6 +144,12 @@ impl From<mm_probe::InspectError> for Failure {
     }
 }
 
+impl From<mm_cache::WeightsError> for Failure {
+    fn from(error: mm_cache::WeightsError) -> Self {
+        Self::Checkpoint(error.to_string())
+    }
+}
+
 impl From<mm_cache::ContentError> for Failure {
     fn from(error: mm_cache::ContentError) -> Self {
         let (file, reason) = match error {

@@ -53,6 +53,12 @@ struct Peak {
 struct Cache {
     hits: u64,
     misses: u64,
+    waits: u64,
+    evictions: u64,
+    /// What its entries weigh, as stored.
+    bytes: u64,
+    /// Of that, read in another file that holds the same.
+    shared_bytes: u64,
 }
 
 impl Report {
@@ -89,7 +95,14 @@ impl Report {
             copied_bytes: passes.iter().map(|passes| passes.copied_bytes).sum(),
             stall_ns: passes.iter().map(|passes| passes.stall_ns).sum(),
             passes,
-            cache: Cache { hits: cache.hits, misses: cache.misses },
+            cache: Cache {
+                hits: cache.hits,
+                misses: cache.misses,
+                waits: cache.waits,
+                evictions: cache.evictions,
+                bytes: cache.bytes,
+                shared_bytes: manager.weights().stats().bytes,
+            },
             notes,
             plan: plan.clone(),
         }

@@ -146,7 +146,8 @@ fn hashes_are_blake3_of_the_bytes() {
     assert_eq!(mm(["hash", text(folder.path())]).ok().stdout, lines.concat());
     assert!(lines[0].starts_with("6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85  "), "{}", lines[0]);
     let document = mm(["hash", "--json", text(&a)]).ok().json();
-    assert_eq!(document, json!({"schema": 1, "files": [{"path": a, "id": ContentId::of(b"abc").to_string()}]}));
+    assert_eq!(document["files"], json!([{"path": a, "id": ContentId::of(b"abc").to_string()}]));
+    assert_eq!((&document["schema"], &document["components"]), (&json!(1), &json!([])));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Benchmarks that need processes of their own: each run is a child, so that memory is measured per run.
 
+mod hash;
 mod inspect;
 mod limit;
 mod limited;
@@ -26,6 +27,8 @@ pub(crate) enum Bench {
     Limited(limited::Options),
     /// `mm inspect` and `mm plan` on sparse checkpoints of 24 and 700 GB: time and memory.
     Inspect(inspect::Options),
+    /// Content ids of a large file, against `b3sum`; needs it from the registry the first time.
+    Hash(hash::Options),
     #[command(hide = true)]
     Measure(inspect::Measure),
 }
@@ -37,6 +40,7 @@ impl Bench {
             Self::Stream(options) => stream::run(options),
             Self::Limited(options) => limited::run(options),
             Self::Inspect(options) => inspect::run(options),
+            Self::Hash(options) => hash::run(options),
             Self::Measure(measure) => measure.run(),
         }
     }

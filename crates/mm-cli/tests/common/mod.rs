@@ -67,13 +67,21 @@ pub(crate) fn mm_caching<S: AsRef<std::ffi::OsStr>>(cache: &Path, args: impl Int
     command().env("HF_HUB_CACHE", cache).args(args).output().expect("starts").into()
 }
 
+/// Calls the program with its index in this folder.
+pub(crate) fn mm_indexing<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> Answer {
+    command().env("MM_CACHE_DIR", folder).args(args).output().expect("starts").into()
+}
+
 /// Calls the program with this on standard input.
 pub(crate) fn mm_reading(args: &[&str], stdin: &str) -> Answer {
     command().args(args).write_stdin(stdin).output().expect("starts").into()
 }
 
+/// With no index of the user's: tests neither use it nor leave something in it.
 fn command() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_mm"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mm"));
+    command.env("MM_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command
 }
 
 /// A copy of the demo checkpoint, to be damaged.
