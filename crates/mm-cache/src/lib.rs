@@ -27,6 +27,9 @@
 //! 5. What is read is the file's content as of opening it, or an error that names file and tensor: a file truncated or
 //!    written in place neither ends the process nor gives other bytes (`tests/reading.rs`).
 //! 6. Content ids are plain blake3 over the bytes (`tests/content.rs`).
+//! 7. An [`Index`] spares hashing what did not change, and never gives the id of what a file held before
+//!    (`tests/index.rs`); not when it is damaged, locked, full or deleted either (`tests/index_damage.rs`), when a process
+//!    is killed at any system call (`tests/index_crash.rs`), or when several use it (`tests/index_processes.rs`).
 //!
 //! `unsafe` is confined to one call in one module, the mapping itself; [`TensorSlice::bytes`] states what it asks of callers.
 
