@@ -29,9 +29,10 @@
 //!    written in place neither ends the process nor gives other bytes (`tests/reading.rs`).
 //! 6. Through a [`WeightStore`] equal tensors are one, in memory too, and each file still has its own bytes when another that
 //!    it shared with is changed or gone (`tests/sharing.rs`, `tests/host_memory.rs`).
-//! 7. Content ids are plain blake3 over the bytes (`tests/content.rs`). The [`Index`] never answers with the id of what a file
-//!    was before (`tests/index.rs`), also after any crash (`tests/index_crash.rs`) and with several processes at once
-//!    (`tests/index_processes.rs`); without it everything works, only slower.
+//! 7. Content ids are plain blake3 over the bytes (`tests/content.rs`).
+//! 8. An [`Index`] spares hashing what did not change, and never gives the id of what a file held before
+//!    (`tests/index.rs`); not when it is damaged, locked, full or deleted either (`tests/index_damage.rs`), when a process
+//!    is killed at any system call (`tests/index_crash.rs`), or when several use it (`tests/index_processes.rs`).
 //!
 //! # What a mapping can't promise
 //!

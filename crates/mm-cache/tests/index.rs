@@ -6,6 +6,7 @@ mod common;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use common::{assert_right, bytes, index_at, rewrite_unseen, settle};
 use mm_cache::{ContentId, Index, IndexStats};
@@ -141,7 +142,12 @@ fn a_file_that_may_change_unseen_is_not_remembered() {
         rewrite_unseen(&path, &bytes(seed, 200));
     }
     assert_eq!(index.stats().hits, 0);
-    let ahead = std::time::SystemTime::now() + std::time::Duration::from_secs(1 << 20);
+    let patient = Index::at(folder.path().join("index.sqlite3")).margin(Duration::from_secs(3600));
+    for _ in 0..2 {
+        assert_right(&patient, &path, &[PART]);
+    }
+    assert_eq!(patient.stats().hits, 0, "changed less than an hour ago");
+    let ahead = SystemTime::now() + Duration::from_secs(1 << 20);
     File::options().write(true).open(&path).and_then(|file| file.set_modified(ahead)).expect("sets it");
     let soon = index_at(&folder.path().join("index.sqlite3"));
     settle();

@@ -217,8 +217,9 @@ fn an_index_that_others_keep_locked_is_not_waited_for_long() {
     let connection = Connection::open(files.database()).expect("opens");
     connection.execute_batch("BEGIN EXCLUSIVE").expect("locks");
     let index = index_at(&files.database());
-    // Waits once, not for each file.
+    // Waits once, not for each file: it is not asked again for a minute.
     files.assert_unused(&index, "locked by another process");
     connection.execute_batch("COMMIT").expect("unlocks");
+    files.assert_unused(&index, "locked by another process");
     files.assert_all_known(&index_at(&files.database()));
 }
