@@ -43,6 +43,7 @@ impl Asked {
 /// Runs factories and watches that loads of one key do not overlap.
 #[derive(Default)]
 pub(crate) struct Loads {
+    asks: AtomicUsize,
     running: AtomicUsize,
     runs: AtomicUsize,
     fills: AtomicUsize,
@@ -65,6 +66,7 @@ impl Loads {
 
     /// Asks with a factory that comes to `outcome`.
     pub(crate) fn ask(&self, cache: &LoadCache, ask: impl Into<Ask>, outcome: Outcome) -> Asked {
+        self.asks.fetch_add(1, SeqCst);
         let factory = || {
             let others = self.running.fetch_add(1, SeqCst);
             assert!(self.may_overlap || others == 0, "two loads of one key at once");
@@ -98,6 +100,9 @@ pub(crate) fn account(cache: &LoadCache, loads: &Loads, came: &[Asked]) {
     assert_eq!(stats.misses as usize, loads.runs(), "{stats:?}");
     assert_eq!(stats.failures as usize, loads.runs() - loads.fills(), "{stats:?}");
     assert_eq!(stats.given_up as usize, came.iter().filter(|came| matches!(came, Asked::Cancelled)).count());
+    // Not always equal: a call may wait and then load, or wait and give up.
+    let counted = stats.hits + stats.misses + stats.waits + stats.given_up;
+    assert!(counted >= loads.asks.load(SeqCst) as u64, "a call is counted nowhere: {stats:?}");
     cache.clear();
     nothing_is_left(cache);
 }

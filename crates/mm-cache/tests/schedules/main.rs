@@ -15,8 +15,9 @@ mod loads;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
-use load::{Ask, Cancel, Event, EventKind, LoadCache, LoadError, Lookup, LookupError};
+use load::{Ask, Cancel, Event, EventKind, LoadCache, LoadError, Lookup, LookupError, Weight};
 use loads::{Asked, Loads, Outcome, account, key};
 use shuttle::thread;
 
@@ -26,8 +27,8 @@ fn explored(scenario: fn()) {
         sync::restart_clock();
         scenario();
     };
-    shuttle::check_random(scenario, 3000);
-    shuttle::check_pct(scenario, 3000, 3);
+    shuttle::check_random(scenario, 2000);
+    shuttle::check_pct(scenario, 2000, 3);
 }
 
 /// All schedules, or the first so many of them.
@@ -36,7 +37,7 @@ fn enumerated(scenario: fn()) {
         sync::restart_clock();
         scenario();
     };
-    shuttle::check_dfs(scenario, Some(10_000));
+    shuttle::check_dfs(scenario, Some(5_000));
 }
 
 /// Threads that ask for one key at once, one for each outcome; what each came to.
@@ -239,7 +240,7 @@ fn what_is_held_stays_the_one_copy() {
 
 #[test]
 fn what_was_used_meanwhile_is_not_evicted() {
-    // "b" and "c" are idle and one of them has to go: "b", unless it was used after all were looked at.
+    // "b" is used before the others, and goes whatever the time that looking at them takes.
     explored(|| {
         let cache = LoadCache::new();
         for name in ["b", "c", "d"] {
@@ -255,6 +256,83 @@ fn what_was_used_meanwhile_is_not_evicted() {
         });
         let there = |name| cache.get::<usize>(&key(name)).expect("a usize").is_some();
         assert!(!there("b") && there("c"), "the least recently used, whatever the time it took to find it");
+    });
+}
+
+#[test]
+fn what_is_used_while_room_is_made_stays() {
+    explored(|| {
+        let cache = LoadCache::new();
+        for name in ["a", "b"] {
+            cache.set(key(name), Arc::new(0usize), 1);
+        }
+        let there = |name| cache.get::<usize>(&key(name)).expect("a usize").is_some();
+        let used = thread::scope(|scope| {
+            // "a" would have to go, but is the last used if it was there.
+            let user = scope.spawn(|| there("a"));
+            cache.set_budget(Some(1));
+            user.join().expect("no panic")
+        });
+        assert_eq!((there("a"), there("b") && cache.stats().bytes == 1), (used, !used));
+    });
+}
+
+#[test]
+fn cost_is_weighed_against_how_long_ago_it_was_used() {
+    let costs = [("dear", 10), ("cheap", 1)];
+    for (ticks, stays) in [(0, "dear"), (1000, "cheap")] {
+        let scenario = move || {
+            let cache = LoadCache::new();
+            for (name, cost) in costs {
+                let weight = Weight::bytes(1).reload_in(Duration::from_millis(cost));
+                cache.set(key(name), Arc::new(0usize), weight);
+                (0..ticks).for_each(|_| _ = sync::now());
+            }
+            cache.get::<usize>(&key("cheap")).expect("a usize");
+            cache.set_budget(Some(1));
+            assert!(cache.get::<usize>(&key(stays)).expect("a usize").is_some(), "after {ticks}");
+        };
+        shuttle::check(scenario);
+    }
+}
+
+#[test]
+fn what_was_removed_while_it_was_waited_for_is_given_out() {
+    // Whether the waiter waited before the removal is the schedule's choice; in some of them it did.
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    explored(|| {
+        let cache = LoadCache::new();
+        let Ok(Lookup::Miss(guard)) = cache.lookup::<usize>(key("a")) else { panic!("an empty cache") };
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| match cache.lookup::<usize>(key("a")).expect("no cycle") {
+                Lookup::Hit(value) => Some(value),
+                Lookup::Miss(_) => None,
+            });
+            cache.remove(&key("a"));
+            let value = guard.fill(1usize, 1);
+            if let Some(waited) = waiter.join().expect("no panic") {
+                assert!(Arc::ptr_eq(&value, &waited));
+                GIVEN.fetch_add(1, SeqCst);
+            }
+            let weak = Arc::downgrade(&value);
+            drop(value);
+            assert!(weak.upgrade().is_none(), "kept by nobody");
+        });
+        loads::nothing_is_left(&cache);
+    });
+    assert!(GIVEN.load(SeqCst) > 0);
+}
+
+#[test]
+fn a_failed_load_leaves_nothing_behind() {
+    explored(|| {
+        let (cache, loads, name) = (LoadCache::new(), Loads::default(), Arc::<str>::from("a"));
+        let ask = || drop(loads.ask(&cache, Ask::new(key("a")).named(name.clone()), Outcome::Error));
+        thread::scope(|scope| {
+            scope.spawn(ask);
+            scope.spawn(ask);
+        });
+        assert_eq!(Arc::strong_count(&name), 1, "an entry is left");
     });
 }
 
