@@ -12,8 +12,9 @@ use divan::{Bencher, counter::ItemsCount};
 use mm_cache::{Key, LoadCache, component_hash};
 
 const KEYS: usize = 1024;
-/// Calls of one thread in one sample: the threads' start is nothing beside them.
-const CALLS: usize = 100_000;
+/// Calls of one thread in one sample: far more than its start takes, and soon over, so that on a busy machine some samples
+/// have the cores for themselves.
+const CALLS: usize = 20_000;
 
 fn main() {
     divan::main();
@@ -39,32 +40,33 @@ impl Hits for LoadCache {
     }
 }
 
-impl Hits for moka::sync::Cache<Key, Arc<usize>> {
+struct Moka(moka::sync::Cache<Key, Arc<usize>>);
+
+impl Hits for Moka {
     fn filled() -> Self {
-        let cache = Self::new(1 << 20);
+        let cache = moka::sync::Cache::new(1 << 20);
         NAMES.iter().enumerate().for_each(|(n, key)| cache.insert(*key, Arc::new(n)));
-        cache
+        Self(cache)
     }
 
     fn get(&self, key: &Key) -> Option<Arc<usize>> {
-        moka::sync::Cache::get(self, key)
+        self.0.get(key)
     }
 }
 
-impl Hits for quick_cache::sync::Cache<Key, Arc<usize>> {
+struct QuickCache(quick_cache::sync::Cache<Key, Arc<usize>>);
+
+impl Hits for QuickCache {
     fn filled() -> Self {
-        let cache = Self::new(1 << 20);
+        let cache = quick_cache::sync::Cache::new(1 << 20);
         NAMES.iter().enumerate().for_each(|(n, key)| cache.insert(*key, Arc::new(n)));
-        cache
+        Self(cache)
     }
 
     fn get(&self, key: &Key) -> Option<Arc<usize>> {
-        quick_cache::sync::Cache::get(self, key)
+        self.0.get(key)
     }
 }
-
-type Moka = moka::sync::Cache<Key, Arc<usize>>;
-type QuickCache = quick_cache::sync::Cache<Key, Arc<usize>>;
 
 #[divan::bench(types = [LoadCache, Moka, QuickCache])]
 fn one<C: Hits>(bencher: Bencher<'_, '_>) {
@@ -73,7 +75,7 @@ fn one<C: Hits>(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| cache.get(black_box(keys.next().expect("it cycles"))));
 }
 
-#[divan::bench(types = [LoadCache, Moka, QuickCache], args = [1, 2], sample_count = 50, sample_size = 1)]
+#[divan::bench(types = [LoadCache, Moka, QuickCache], args = [1, 2], sample_count = 300, sample_size = 1)]
 fn apart<C: Hits>(bencher: Bencher<'_, '_>, threads: usize) {
     let cache = C::filled();
     bencher.counter(ItemsCount::new(threads * CALLS)).bench_local(|| {
@@ -84,7 +86,7 @@ fn apart<C: Hits>(bencher: Bencher<'_, '_>, threads: usize) {
     });
 }
 
-#[divan::bench(types = [LoadCache, Moka, QuickCache], args = [1, 2], sample_count = 50, sample_size = 1)]
+#[divan::bench(types = [LoadCache, Moka, QuickCache], args = [1, 2], sample_count = 300, sample_size = 1)]
 fn together<C: Hits>(bencher: Bencher<'_, '_>, threads: usize) {
     let cache = C::filled();
     bencher.counter(ItemsCount::new(threads * CALLS)).bench_local(|| {
