@@ -3,7 +3,7 @@
 //! The map names these through `crate::sync` alone, so that a test crate that brings its own `sync` compiles the very same
 //! source for a checker of schedules (`tests/schedules`).
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::RandomState;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,10 @@ impl Condvar {
 }
 
 /// Entries by key. Looking one up takes no lock, so that different keys have none in common.
-pub(crate) struct Directory<V>(papaya::HashMap<Key, Arc<V>, BuildHasherDefault<FirstBytes>>);
+///
+/// A key is a digest only where it was made by [`component_hash`](crate::component_hash), and keys whose hashes are alike make
+/// the table grow without bound: so it is hashed with a seed, all of it.
+pub(crate) struct Directory<V>(papaya::HashMap<Key, Arc<V>, RandomState>);
 
 impl<V> Default for Directory<V> {
     fn default() -> Self {
@@ -56,6 +59,7 @@ impl<V> Default for Directory<V> {
 }
 
 impl<V> Directory<V> {
+    /// Calls `use_entry` with no lock held.
     pub(crate) fn read<T>(&self, key: &Key, use_entry: impl FnOnce(&Arc<V>) -> T) -> Option<T> {
         self.0.pin().get(key).map(use_entry)
     }
@@ -85,24 +89,5 @@ impl<V> Directory<V> {
 
     pub(crate) fn entries(&self) -> Vec<Arc<V>> {
         self.0.pin().values().cloned().collect()
-    }
-}
-
-/// The first bytes of a key, which is a digest already.
-#[derive(Default)]
-pub(crate) struct FirstBytes(u64);
-
-impl Hasher for FirstBytes {
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(first) = bytes.first_chunk() {
-            self.0 = u64::from_le_bytes(*first);
-        }
-    }
-
-    /// The length of a key says nothing.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }

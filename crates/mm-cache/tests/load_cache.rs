@@ -1,46 +1,16 @@
 //! One factory per load, whatever the threads and the factories do.
 
+mod watch;
+
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Duration;
 
-use mm_cache::{Key, LoadCache, LoadError, LookupError, WrongType, component_hash};
+use mm_cache::{Key, LoadCache, LoadError, LookupError, WrongType};
 use proptest::prelude::*;
-
-/// Fails instead of hanging the test run; the bound is far beyond what any test here needs.
-fn watched(test: impl FnOnce() + Send + 'static) {
-    let (done, ended) = mpsc::channel();
-    let runner = thread::spawn(move || {
-        test();
-        let _ = done.send(());
-    });
-    match ended.recv_timeout(Duration::from_secs(30)) {
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("a waiter was lost: the test never ended"),
-        _ => {
-            if let Err(cause) = runner.join() {
-                std::panic::resume_unwind(cause);
-            }
-        }
-    }
-}
-
-fn key(name: &str) -> Key {
-    component_hash(name)
-}
-
-fn weigh<T>(_: &T) -> u64 {
-    1
-}
-
-/// Returns once `count` calls wait in the cache, so that a test knows they all share one load.
-fn until_waiting(cache: &LoadCache, count: u64) {
-    while cache.stats().waits < count {
-        thread::yield_now();
-    }
-}
+use watch::{key, until_waiting, watched, weigh};
 
 #[test]
 fn many_threads_share_one_factory_run() {
@@ -283,6 +253,8 @@ proptest! {
             });
             cache.set(key("last"), Arc::new(0u8), 1);
             assert!(cache.stats().bytes <= 2);
+            cache.clear();
+            assert_eq!((cache.stats().bytes, cache.stats().entries), (0, 0));
         });
     }
 }

@@ -88,17 +88,25 @@ impl fmt::Debug for Cancel {
     }
 }
 
-/// When one wait has to end.
-pub(super) struct Limit<'a> {
+/// One call's wait, whatever number of loads it meets: when it has to end, and whether it was told of.
+pub(super) struct Wait<'a> {
     deadline: Option<Instant>,
     ask: &'a Ask,
+    pub(super) told: bool,
 }
 
-impl<'a> Limit<'a> {
+impl<'a> Wait<'a> {
     pub(super) fn starting(ask: &'a Ask) -> Self {
         // A deadline that no clock reaches is none.
         let deadline = ask.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { deadline, ask }
+        Self { deadline, ask, told: false }
+    }
+
+    /// Calls `tell` the first time.
+    pub(super) fn tell(&mut self, tell: impl FnOnce()) {
+        if !std::mem::replace(&mut self.told, true) {
+            tell();
+        }
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

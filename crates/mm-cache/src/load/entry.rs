@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::ask::{Ask, Limit};
+use super::ask::Wait;
 use super::waits::Waits;
 use crate::digest::Key;
 use crate::sync::{Condvar, Mutex, MutexGuard, ThreadId, now, this_thread};
@@ -21,8 +21,8 @@ pub(super) struct Entry {
 
 struct State {
     stage: Stage,
-    /// Threads in [`Entry::join`]'s wait, those that were woken and have not looked yet included.
-    waiting: usize,
+    /// Threads in [`Entry::wait`], those that were woken and have not looked yet included.
+    waiting: Vec<ThreadId>,
     /// In the directory. What is not is gone for newcomers, and still there for those who wait.
     attached: bool,
     pinned: bool,
@@ -52,8 +52,7 @@ pub(super) struct Ready {
 
 /// What came of joining a load.
 pub(super) enum Joined {
-    /// The value, and whether it had to be waited for.
-    Value(Ready, bool),
+    Value(Ready),
     /// The caller is to load now.
     Turn,
     Gone,
@@ -84,7 +83,7 @@ impl Entry {
     }
 
     fn at(key: Key, name: Option<Arc<str>>, stage: Stage) -> Arc<Self> {
-        let state = State { stage, waiting: 0, attached: true, pinned: false, hits: 0 };
+        let state = State { stage, waiting: Vec::new(), attached: true, pinned: false, hits: 0 };
         Arc::new(Self { key, name, state: Mutex::new(state), changed: Condvar::default() })
     }
 
@@ -97,42 +96,53 @@ impl Entry {
         Some(ready.clone())
     }
 
-    /// Waits for the load, or takes it over. `on_wait` is called once, before the first wait.
-    pub(super) fn join(self: &Arc<Self>, ask: &Ask, waits: &Waits, on_wait: impl FnOnce()) -> Joined {
-        let limit = Limit::starting(ask);
-        if let Some(joined) = self.settle(&mut self.state.lock(), &limit, false) {
+    /// Waits for the load, or takes it over. `on_wait` is called before the first wait of this call.
+    pub(super) fn join(self: &Arc<Self>, wait: &mut Wait<'_>, waits: &Waits, on_wait: impl FnOnce()) -> Joined {
+        if let Some(joined) = self.settle(&mut self.state.lock(), wait, false) {
             return joined;
         }
-        if !waits.enter(self) {
+        if waits.enter(self).is_none() {
             return Joined::Cycle;
         }
-        limit.listen(self);
-        on_wait();
+        // Not noted as waiting yet: whoever is told may use the cache, and wait for something else.
+        wait.tell(on_wait);
+        wait.listen(self);
+        let joined = self.wait(wait, waits);
+        wait.leave(self);
+        joined
+    }
+
+    fn wait(self: &Arc<Self>, wait: &Wait<'_>, waits: &Waits) -> Joined {
+        let me = this_thread();
+        let Some(mut noted) = waits.enter(self) else { return Joined::Cycle };
         let mut state = self.state.lock();
-        let mut waited = false;
+        if let Some(joined) = self.settle(&mut state, wait, false) {
+            return joined;
+        }
+        noted.insert(me, self.clone());
+        state.waiting.push(me);
+        drop(noted);
         let joined = loop {
+            state = self.changed.wait(state, wait.left());
+            state.waiting.retain(|&thread| thread != me);
             // First what there is: a thread that was woken to load must not leave with nobody loading.
-            if let Some(joined) = self.settle(&mut state, &limit, waited) {
+            if let Some(joined) = self.settle(&mut state, wait, true) {
                 break joined;
             }
-            waited = true;
-            state.waiting += 1;
-            state = self.changed.wait(state, limit.left());
-            state.waiting -= 1;
+            state.waiting.push(me);
         };
         // The last who waited for a value that is kept nowhere else.
-        if !state.attached && state.waiting == 0 && matches!(state.stage, Stage::Ready(_)) {
+        if !state.attached && state.waiting.is_empty() && matches!(state.stage, Stage::Ready(_)) {
             state.stage = Stage::Gone;
         }
         drop(state);
-        limit.leave(self);
         waits.leave();
         joined
     }
 
     /// What the caller can do without waiting; `waited`: it has, and so belongs to this load even if the directory has
     /// forgotten it.
-    fn settle(&self, state: &mut MutexGuard<'_, State>, limit: &Limit, waited: bool) -> Option<Joined> {
+    fn settle(&self, state: &mut MutexGuard<'_, State>, wait: &Wait<'_>, waited: bool) -> Option<Joined> {
         if !state.attached && !waited {
             return Some(Joined::Gone);
         }
@@ -140,11 +150,11 @@ impl Entry {
             Stage::Ready(ready) => {
                 ready.used = now();
                 let ready = ready.clone();
-                state.hits += u64::from(!waited);
-                Some(Joined::Value(ready, waited))
+                state.hits += u64::from(!wait.told);
+                Some(Joined::Value(ready))
             }
             Stage::Gone => Some(Joined::Gone),
-            Stage::Open if limit.is_cancelled() => {
+            Stage::Open if wait.is_cancelled() => {
                 self.pass_on(state);
                 Some(Joined::Cancelled)
             }
@@ -152,8 +162,8 @@ impl Entry {
                 state.stage = Stage::Running(this_thread());
                 Some(Joined::Turn)
             }
-            Stage::Running(_) if limit.is_cancelled() => Some(Joined::Cancelled),
-            Stage::Running(_) if limit.is_over() => Some(Joined::TimedOut),
+            Stage::Running(_) if wait.is_cancelled() => Some(Joined::Cancelled),
+            Stage::Running(_) if wait.is_over() => Some(Joined::TimedOut),
             Stage::Running(_) => None,
         }
     }
@@ -162,7 +172,7 @@ impl Entry {
     pub(super) fn finish(&self, ready: Ready) -> bool {
         let mut state = self.state.lock();
         let kept = state.attached;
-        if kept || state.waiting > 0 {
+        if kept || !state.waiting.is_empty() {
             state.stage = Stage::Ready(ready);
         } else {
             state.stage = Stage::Gone;
@@ -178,7 +188,7 @@ impl Entry {
     }
 
     fn pass_on(&self, state: &mut MutexGuard<'_, State>) -> bool {
-        if state.waiting == 0 {
+        if state.waiting.is_empty() {
             (state.stage, state.attached) = (Stage::Gone, false);
             return false;
         }
@@ -205,17 +215,18 @@ impl Entry {
         state.leave()
     }
 
-    /// What evicting it would free, unless somebody holds it, waits for it, or it is pinned.
-    pub(super) fn idle(&self) -> Option<Ready> {
+    /// What `judge` says of it, unless somebody holds it, waits for it, or it is pinned.
+    pub(super) fn idle<T>(&self, judge: impl FnOnce(&Ready) -> T) -> Option<T> {
         let state = self.state.lock();
-        state.idle().cloned()
+        // Lent, not cloned: a clone would be a share of the value, and could be the last to be dropped.
+        state.idle().map(judge)
     }
 
-    /// Takes the value out if it still is as idle as it was when it was used at `seen`.
-    pub(super) fn evict(&self, seen: u64) -> Option<Left> {
+    /// Takes the value out if it is idle and `still` agrees.
+    pub(super) fn evict(&self, still: impl FnOnce(&Ready) -> bool) -> Option<Left> {
         let mut state = self.state.lock();
         // Asked under the lock that everyone who takes a share of the value holds.
-        state.idle().filter(|ready| ready.used == seen)?;
+        state.idle().filter(|ready| still(ready))?;
         state.attached = false;
         Some(state.leave())
     }
@@ -240,18 +251,28 @@ impl Entry {
     }
 
     pub(super) fn runner(&self) -> Option<ThreadId> {
-        match self.state.lock().stage {
-            Stage::Running(thread) => Some(thread),
-            _ => None,
-        }
+        self.state.lock().runner()
+    }
+
+    /// Who has to end for `thread`'s wait here to end. `None`: it does not wait here, or nobody loads.
+    pub(super) fn runner_awaited_by(&self, thread: ThreadId) -> Option<ThreadId> {
+        let state = self.state.lock();
+        state.runner().filter(|_| state.waiting.contains(&thread))
     }
 }
 
 impl State {
+    fn runner(&self) -> Option<ThreadId> {
+        match self.stage {
+            Stage::Running(thread) => Some(thread),
+            _ => None,
+        }
+    }
+
     fn idle(&self) -> Option<&Ready> {
         match &self.stage {
             Stage::Ready(ready)
-                if self.attached && !self.pinned && self.waiting == 0 && Arc::strong_count(&ready.value) == 1 =>
+                if self.attached && !self.pinned && self.waiting.is_empty() && Arc::strong_count(&ready.value) == 1 =>
             {
                 Some(ready)
             }
@@ -265,12 +286,12 @@ impl State {
             Stage::Ready(ready) => Some(ready.bytes),
             _ => None,
         };
-        let value = match self.waiting {
-            0 if bytes.is_some() => match std::mem::replace(&mut self.stage, Stage::Gone) {
-                Stage::Ready(ready) => Some(ready.value),
-                _ => None,
-            },
-            _ => None,
+        let value = match std::mem::replace(&mut self.stage, Stage::Gone) {
+            Stage::Ready(ready) if self.waiting.is_empty() => Some(ready.value),
+            stage => {
+                self.stage = stage;
+                None
+            }
         };
         Left { value, bytes, hits }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::LoadCache;
-use super::entry::{Entry, Left, Ready};
+use super::entry::{Entry, Left, Ready, Value};
 use super::events::EventKind;
 use crate::sync::now;
 
@@ -22,7 +22,9 @@ impl LoadCache {
         let mut leaving = Vec::new();
         // One at a time, so that two threads do not both make room for the same excess.
         let lock = self.evicting.lock();
-        let idle = |entry: Arc<Entry>| entry.idle().map(|ready| (Candidate::new(&ready), entry));
+        // One time for all of them, or those looked at later would seem older.
+        let now = now();
+        let idle = |entry: Arc<Entry>| Some((entry.idle(|ready| Candidate::new(ready, now))?, entry));
         let mut candidates: Vec<_> = self.directory.entries().into_iter().filter_map(idle).collect();
         candidates.sort_by(|(a, _), (b, _)| a.value.total_cmp(&b.value).then(a.used.cmp(&b.used)));
         for (candidate, entry) in candidates {
@@ -31,7 +33,7 @@ impl LoadCache {
             }
             // Weightless, it would make no room.
             if candidate.bytes > 0
-                && let Some(left) = entry.evict(candidate.used)
+                && let Some(left) = entry.evict(|ready| ready.used == candidate.used)
             {
                 leaving.push(self.evicted(&entry, left));
             }
@@ -44,15 +46,15 @@ impl LoadCache {
         }
     }
 
-    /// Drops what is under `key` if nobody holds it. True: it was there and is gone.
+    /// Drops what is under `key` if nobody holds it and it is not pinned. True: it was there and is gone.
     pub fn remove_idle(&self, key: &crate::digest::Key) -> bool {
         let Some(entry) = self.directory.read(key, Arc::clone) else { return false };
-        let Some(left) = entry.idle().map(|ready| ready.used).and_then(|used| entry.evict(used)) else { return false };
+        let Some(left) = entry.evict(|_| true) else { return false };
         self.leave(&entry, left);
         true
     }
 
-    fn evicted(&self, entry: &Arc<Entry>, left: Left) -> (Arc<Entry>, u64, Option<super::entry::Value>) {
+    fn evicted(&self, entry: &Arc<Entry>, left: Left) -> (Arc<Entry>, u64, Option<Value>) {
         let bytes = left.bytes.unwrap_or(0);
         self.totals.lock().evictions += 1;
         self.directory.remove_exactly(&entry.key, entry);
@@ -67,8 +69,8 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn new(ready: &Ready) -> Self {
-        let age = now().saturating_sub(ready.used).saturating_add(1);
+    fn new(ready: &Ready, now: u64) -> Self {
+        let age = now.saturating_sub(ready.used).saturating_add(1);
         let value = ready.reload.max(CHEAP) as f64 / (ready.bytes as f64 * age as f64);
         Self { value, bytes: ready.bytes, used: ready.used }
     }

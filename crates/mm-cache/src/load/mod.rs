@@ -24,6 +24,7 @@ use std::sync::Arc;
 use crate::digest::Key;
 use crate::key::component_hash;
 use crate::sync::{Directory, Mutex, now};
+use ask::Wait;
 use entry::{Entry, Joined, Left, Ready, Value};
 use events::Events;
 use stats::Totals;
@@ -124,8 +125,10 @@ impl LoadCache {
         if let Some(ready) = self.hit(&key) {
             return Ok(Lookup::Hit(typed(key, ready)?));
         }
+        let mut wait = Wait::starting(&ask);
         loop {
             if ask.is_cancelled() {
+                self.totals.lock().given_up += 1;
                 return Err(LookupError::Cancelled { key });
             }
             let (entry, made) = self.directory.get_or_insert(key, || Entry::running(key, ask.name.clone()));
@@ -136,9 +139,9 @@ impl LoadCache {
                 self.totals.lock().waits += 1;
                 self.events.tell(key, &entry.name, EventKind::Waiting);
             };
-            match entry.join(&ask, &self.waits, on_wait) {
-                Joined::Value(ready, waited) => {
-                    if !waited {
+            match entry.join(&mut wait, &self.waits, on_wait) {
+                Joined::Value(ready) => {
+                    if !wait.told {
                         self.events.tell(key, &entry.name, EventKind::Hit);
                     }
                     return Ok(Lookup::Hit(typed(key, ready)?));

@@ -3,7 +3,7 @@
 /// What a cache has done and holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Asked for and there.
+    /// Asked for and there; what was waited for is not counted here.
     pub hits: u64,
     /// Loads begun, those that failed included.
     pub misses: u64,
@@ -11,7 +11,7 @@ pub struct CacheStats {
     pub failures: u64,
     /// Calls that waited for another thread's load.
     pub waits: u64,
-    /// Waits that ended by a timeout or by cancelling.
+    /// Calls that ended by a timeout or by cancelling, with or without a wait.
     pub given_up: u64,
     /// Entries dropped to keep within the budget.
     pub evictions: u64,
