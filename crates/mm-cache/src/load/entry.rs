@@ -12,6 +12,10 @@ use crate::sync::{Condvar, Mutex, MutexGuard, ThreadId, now, this_thread};
 pub(super) type Value = Arc<dyn Any + Send + Sync>;
 
 /// What threads that ask for one key meet at. It lives from the first miss until its value is evicted or removed.
+///
+/// Aligned, so that two of them never lie in one cache line (nor in two that are fetched together): cores that ask for
+/// different keys would take it from each other.
+#[repr(align(128))]
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) name: Option<Arc<str>>,
