@@ -118,7 +118,7 @@ impl TensorSlice {
 
     /// Reads the bytes from `offset` on, within the tensor, into `into`: row-major and little-endian. Nothing is mapped.
     ///
-    /// What was read is the file's content as of [`Weights::open`], or this is an error: after reading it asks whether
+    /// What was read is the file's content as of [`Weights::open`](crate::Weights::open), or this is an error: after reading it asks whether
     /// the file was changed in place (its size, its mtime). Only a write that leaves the mtime as it was goes unseen.
     ///
     /// # Errors
@@ -178,7 +178,7 @@ impl TensorSlice {
         &self.0.name
     }
 
-    /// The file it lies in, as it was named to [`Weights::open`]; `(memory)` for a tensor made from bytes.
+    /// The file it lies in, as it was named to [`Weights::open`](crate::Weights::open); `(memory)` for a tensor made from bytes.
     pub fn file(&self) -> &Path {
         &self.0.path
     }
