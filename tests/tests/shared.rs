@@ -198,6 +198,18 @@ fn two_threads_that_load_the_same_share_all_of_it() {
     assert!(manager.component_names().is_empty());
 }
 
+/// A name that is taken is told, and nothing of the second load stays.
+#[test]
+fn what_cannot_be_registered_is_forgotten() {
+    let _one = ONE_AT_A_TIME.lock();
+    let manager = manager(1 << 40, Strategy::Auto);
+    let a = ZImage::load(&folder(), &options(DType::F32), &manager).unwrap();
+    let error = ZImage::load(&TWIN.folder(), &options(DType::F32), &manager).err().expect("the name is taken");
+    assert!(error.to_string().contains("transformer"), "{error}");
+    assert_eq!((manager.cache().stats().entries, manager.component_names().len()), (3, 3));
+    assert!(draw(&a) == PICTURES[0]);
+}
+
 /// Another compute dtype, or another configuration, is another component.
 #[test]
 fn what_is_computed_otherwise_is_not_shared() {

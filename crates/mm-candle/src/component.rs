@@ -86,8 +86,15 @@ impl<M: Send> Component<M> {
         Self { managed: None, loaded: Arc::new(Loaded { model, module: None, weights }), _forget: None }
     }
 
-    pub(crate) const fn managed(loaded: Arc<Loaded<M>>, managed: Managed, forget: Option<Forget>) -> Self {
-        Self { managed: Some(managed), loaded, _forget: forget }
+    /// Registers it with its manager. Where that fails, it is dropped as any component is.
+    pub(crate) fn managed(
+        loaded: Arc<Loaded<M>>,
+        forget: Option<Forget>,
+        register: impl FnOnce(&Loaded<M>) -> std::result::Result<Managed, Error>,
+    ) -> std::result::Result<Self, Error> {
+        let mut component = Self { managed: None, loaded, _forget: forget };
+        component.managed = Some(register(&component.loaded)?);
+        Ok(component)
     }
 
     /// The name it is registered under; `None`: nobody manages it.

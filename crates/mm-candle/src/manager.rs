@@ -70,10 +70,11 @@ impl Manager {
             }
         };
         let forget = key.map(|key| Forget { manager: self.engine.clone(), key });
-        // There is one: it was built for this manager.
-        let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
-        let registration = self.engine.register(&spec.name, module)?;
-        Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }, forget))
+        Component::managed(loaded, forget, |loaded| {
+            // There is one: it was built for this manager.
+            let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
+            Ok(Managed { manager: self.engine.clone(), registration: self.engine.register(&spec.name, module)? })
+        })
     }
 
     fn build<M: Send>(

@@ -5,6 +5,7 @@ use crate::exit::Failure;
 use crate::table::print;
 use indicatif::{ProgressBar, ProgressStyle};
 use mm_cache::{ContentId, Index, Weights, joint_id};
+use mm_probe::InspectError;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &HashArgs) -> Result<(), Failure> {
     let index = if args.no_index { Index::none() } else { Index::user() };
     let bar = bar();
     let advance = |bytes| bar.inc(bytes);
-    let (mut ids, mut files, mut components) = (HashMap::new(), Vec::new(), Vec::new());
+    let (mut ids, mut files, mut components, mut notes) = (HashMap::new(), Vec::new(), Vec::new(), Vec::new());
     for path in &args.paths {
         let path = mm_probe::locate(path)?;
         for file in mm_cache::files_under(&path)? {
@@ -66,9 +67,13 @@ pub(crate) fn run(args: &HashArgs) -> Result<(), Failure> {
             ids.insert(file.canonicalize().unwrap_or_else(|_| file.clone()), id);
             files.push(Entry { path: file.to_string_lossy().into_owned(), id: id.to_string(), tensors });
         }
-        components.extend(parts(&path, &ids));
+        match parts(&path, &ids) {
+            Ok(found) => components.extend(found),
+            Err(why) => notes.push(format!("the components of {} are not known: {why}", path.display())),
+        }
     }
     bar.finish_and_clear();
+    notes.extend(index.problem());
     let stats = index.stats();
     let hashes = Hashes {
         schema: 1,
@@ -80,7 +85,7 @@ pub(crate) fn run(args: &HashArgs) -> Result<(), Failure> {
             misses: stats.misses,
             hashed_bytes: stats.hashed_bytes,
         },
-        notes: index.problem().into_iter().collect(),
+        notes,
     };
     hashes.notes.iter().for_each(|note| eprintln!("note: {note}"));
     if args.json {
@@ -116,12 +121,12 @@ fn tensors(file: &Path, index: &Index) -> Result<Option<Vec<TensorEntry>>, Failu
     Ok(Some(weights.tensors().zip(ids).map(entry).collect()))
 }
 
-/// The components of a Diffusers folder; of anything else, and of a folder that is none any longer, there are none.
-fn parts(path: &Path, ids: &HashMap<PathBuf, ContentId>) -> Vec<Part> {
+/// The components of a Diffusers folder; of anything else there are none.
+fn parts(path: &Path, ids: &HashMap<PathBuf, ContentId>) -> Result<Vec<Part>, InspectError> {
     if !path.join("model_index.json").is_file() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let Ok(checkpoint) = mm_probe::inspect(path, None) else { return Vec::new() };
+    let checkpoint = mm_probe::inspect(path, None)?;
     let part = |component: mm_probe::CheckpointComponent| {
         let folder = path.join(&component.name);
         let mut files = component.files;
@@ -136,7 +141,7 @@ fn parts(path: &Path, ids: &HashMap<PathBuf, ContentId>) -> Vec<Part> {
             files: files.iter().map(|file| file.to_string_lossy().into_owned()).collect(),
         })
     };
-    checkpoint.components.into_iter().filter_map(part).collect()
+    Ok(checkpoint.components.into_iter().filter_map(part).collect())
 }
 
 /// On a terminal only; nothing is drawn elsewhere.

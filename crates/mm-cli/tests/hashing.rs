@@ -91,6 +91,16 @@ fn a_component_has_the_id_of_its_files_wherever_they_lie() {
 }
 
 #[test]
+fn a_folder_that_is_no_checkpoint_any_longer_has_files_and_a_note() {
+    let (index, copied) = (tempfile::tempdir().expect("a folder"), copy());
+    fs::write(copied.path().join("model_index.json"), "{").expect("writes");
+    let document = hash(index.path(), &[copied.path().to_str().expect("text"), "--json"]).json();
+    assert!(document["files"].as_array().expect("files").len() > 10);
+    assert_eq!(components(&document), []);
+    assert!(document["notes"][0].as_str().expect("a note").contains("model_index.json"), "{document}");
+}
+
+#[test]
 fn a_changed_file_has_another_id() {
     let (index, copied) = (tempfile::tempdir().expect("a folder"), copy());
     date_back(copied.path());
