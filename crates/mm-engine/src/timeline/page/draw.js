@@ -114,10 +114,10 @@ function drawLane(context, { row, y, height }) {
   context.textAlign = "left";
   context.fillStyle = colours[`on-${row.kind}`];
   for (const [i, from, to] of wide) {
-    if (to - from < 26) continue;
+    if (to - from < 16) continue;
     const { component, group } = about(row, i);
-    const text = fitted(context, row.kind === "pass" ? component : group || component, to - from - 10);
-    if (text) context.fillText(text, layout.left + from + 5, y + height / 2 + 0.5);
+    const text = fitted(context, row.kind === "pass" ? component : group || component, to - from - 8);
+    if (text) context.fillText(text, layout.left + from + 4, y + height / 2 + 0.5);
   }
 }
 
@@ -149,10 +149,14 @@ function drawFill(context, fill, y, height) {
   context.globalAlpha = 1;
 }
 
-/** The text, cut where there is no room for all of it; empty: not worth writing. */
+/** The text where there is room for it, else what tells it from its neighbours (the number in `layers.3`), else its
+ * beginning; empty: not worth writing. */
 function fitted(context, text, width) {
   text = text.slice(0, 200);
-  if (context.measureText(text).width <= width) return text;
+  const fits = (part) => context.measureText(part).width <= width;
+  if (fits(text)) return text;
+  const last = text.slice(text.lastIndexOf(".") + 1);
+  if (last.length < text.length && last.length > 0) return fits(last) ? last : "";
   const room = Math.floor((text.length * width) / context.measureText(text).width) - 1;
   return room >= 3 ? `${text.slice(0, room)}…` : "";
 }

@@ -179,6 +179,8 @@ function throughStrip() {
 }
 
 chart.addEventListener("wheel", (event) => {
+  // There is nothing more to zoom out to: the page scrolls.
+  if (event.deltaY > 0 && !event.shiftKey && !event.ctrlKey && view.to - view.from >= total) return;
   event.preventDefault();
   place(event);
   const unit = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? 400 : 1;
@@ -232,7 +234,6 @@ chart.addEventListener("dblclick", () => {
 
 const KEYS = {
   ArrowLeft: () => move(-0.2), a: () => move(-0.2), ArrowRight: () => move(0.2), d: () => move(0.2),
-  PageUp: () => move(-0.9), PageDown: () => move(0.9),
   "+": () => zoom(0.7), "=": () => zoom(0.7), w: () => zoom(0.7), "-": () => zoom(1 / 0.7), s: () => zoom(1 / 0.7),
   0: fit, Home: () => show(0, view.to - view.from), End: () => show(total - (view.to - view.from), total),
   n: () => toStall(1), p: () => toStall(-1),
@@ -277,9 +278,11 @@ function legend() {
 function components() {
   const staged = summary.stage_ns > 0;
   const names = ["component", "passes", "time of passes", "copied", "copying", ...(staged ? ["staging"] : []), "computing", "stalled", "waited"];
+  const or = (show, value) => (value === 0 ? "–" : show(value));
   const cells = (name, work) => [
-    name, work.passes.toLocaleString("en"), showTime(work.pass_ns), showBytes(work.copied_bytes), showTime(work.copy_ns),
-    ...(staged ? [showTime(work.stage_ns)] : []), showTime(work.compute_ns), showTime(work.stall_ns), showTime(work.wait_ns),
+    name, or((n) => n.toLocaleString("en"), work.passes), or(showTime, work.pass_ns), or(showBytes, work.copied_bytes),
+    or(showTime, work.copy_ns), ...(staged ? [or(showTime, work.stage_ns)] : []), or(showTime, work.compute_ns),
+    or(showTime, work.stall_ns), or(showTime, work.wait_ns),
   ];
   const row = (name, texts) => element("tr", null, ...texts.map((text) => element(name, text)));
   const body = summary.components.map((work) => row("td", cells(work.name, work)));
@@ -311,6 +314,8 @@ function begin() {
   components();
   size();
   new ResizeObserver(size).observe(document.body);
+  // Also where only the height changes, or how fine the pixels are.
+  window.addEventListener("resize", size);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     readColours();
     redraw();
