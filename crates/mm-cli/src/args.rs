@@ -28,7 +28,7 @@ pub(crate) enum Command {
     Plan(Box<PlanArgs>),
     /// Generate an image within a memory budget
     Run(Box<RunArgs>),
-    /// Sum up a recorded timeline
+    /// Sum up a recorded timeline, or make a page of it
     Trace(TraceArgs),
     /// Print the content ids of files, as the cache computes them
     Hash(HashArgs),
@@ -183,7 +183,8 @@ pub(crate) struct RunArgs {
     /// Run exactly this plan, or the one in this answer of `mm run --json`
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
-    /// Record what happened when as a Chrome trace, .json; opens in Perfetto and with `mm trace`
+    /// Record what happened when: as a page for a browser, .html, or as a Chrome trace, .json, which opens in Perfetto and
+    /// with `mm trace`
     #[arg(long, value_name = "FILE")]
     pub(crate) timeline: Option<PathBuf>,
     /// Answer with a JSON document
@@ -193,8 +194,11 @@ pub(crate) struct RunArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct TraceArgs {
-    /// Timeline that `mm run --timeline` wrote
+    /// Timeline that `mm run --timeline` wrote, .json
     pub(crate) file: PathBuf,
+    /// Draw it as a page for a browser to this .html file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// Answer with a JSON document
     #[arg(long)]
     pub(crate) json: bool,

@@ -28,12 +28,14 @@ impl OutputFile {
         Ok(file)
     }
 
-    /// The same for a file whose name says what it is, as it will be written in that form alone.
-    pub(crate) fn check_named(flag: &str, path: &Path, extension: &str, why: &str) -> Result<Self, Failure> {
-        match path.extension().and_then(OsStr::to_str) {
-            Some(found) if found.eq_ignore_ascii_case(extension) => Self::check(path),
-            _ => Err(Failure::usage(flag, format!("{why}: name a .{extension} file, not {}", path.display()))),
+    /// The same for a file whose name says what it is, as it will be written in these forms alone.
+    pub(crate) fn check_named(flag: &str, path: &Path, extensions: &[&str], why: &str) -> Result<Self, Failure> {
+        let found = path.extension().and_then(OsStr::to_str);
+        if found.is_some_and(|found| extensions.iter().any(|known| found.eq_ignore_ascii_case(known))) {
+            return Self::check(path);
         }
+        let names: Vec<String> = extensions.iter().map(|extension| format!(".{extension}")).collect();
+        Err(Failure::usage(flag, format!("{why}: name a {} file, not {}", names.join(" or "), path.display())))
     }
 
     /// Writes the file, or leaves what was there.

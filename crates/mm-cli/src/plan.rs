@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &PlanArgs) -> Result<ExitCode, Failure> {
-    let picture = |file: &Path| OutputFile::check_named("--svg", file, "svg", "plans are drawn as SVG");
+    let picture = |file: &Path| OutputFile::check_named("--svg", file, &["svg"], "plans are drawn as SVG");
     let picture = args.svg.as_deref().map(picture).transpose()?;
     match (&args.path, &args.spec) {
         (Some(path), _) => {

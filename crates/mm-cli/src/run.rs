@@ -11,7 +11,7 @@ use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_diffusion::{Generated, LoadOptions, Passes, Request, ZImage};
-use mm_engine::EngineError;
+use mm_engine::{EngineError, timeline::Form};
 use mm_plan::{Plan, Policy};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -52,26 +52,29 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     if let (Some(file), Some(trace)) = (&args.dump, &generated.trace) {
         trace.save(file).map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
     }
-    if let Some(file) = &outputs.timeline {
-        let trace = manager.timeline().to_chrome_trace(manager.memory().budget, plan.peak.device);
-        file.write(trace.to_string().as_bytes())?;
+    if let Some((file, form)) = &outputs.timeline {
+        let trace = manager.timeline().trace(manager.memory().budget, plan.peak.device);
+        file.write(trace.render(*form).as_bytes())?;
     }
     Report::new(&args.output, &png, &manager, &plan, memory, started.elapsed()).print(args.json)
 }
 
 struct Outputs {
     image: OutputFile,
-    timeline: Option<OutputFile>,
+    timeline: Option<(OutputFile, Form)>,
 }
 
 impl Outputs {
     fn check(args: &RunArgs) -> Result<Self, Failure> {
-        let image = OutputFile::check_named("--output", &args.output, "png", "images are written as PNG")?;
-        let why = "timelines are written as Chrome traces, there is no HTML yet";
-        let timeline = |file: &PathBuf| OutputFile::check_named("--timeline", file, "json", why);
+        let image = OutputFile::check_named("--output", &args.output, &["png"], "images are written as PNG")?;
+        let timeline = |file: &PathBuf| {
+            let why = "timelines are written as Chrome traces or pages";
+            let output = OutputFile::check_named("--timeline", file, &["json", "html"], why)?;
+            Ok::<_, Failure>((output, Form::of(file).unwrap_or(Form::Chrome)))
+        };
         let timeline = args.timeline.as_ref().map(timeline).transpose()?;
         if let Some(file) = &args.dump {
-            OutputFile::check_named("--dump", file, "safetensors", "tensors are written as safetensors")?;
+            OutputFile::check_named("--dump", file, &["safetensors"], "tensors are written as safetensors")?;
         }
         Ok(Self { image, timeline })
     }

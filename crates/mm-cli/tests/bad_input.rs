@@ -33,7 +33,9 @@ fn bad_usage_names_the_flag() {
         (&["run", "a", "--prompt", "b", "--device", "gpu"], &["--device", "cuda:N"]),
         (&["run", "a", "--prompt", "b", "--dtype", "int8"], &["--dtype", "int8"]),
         (&["run", "a", "--prompt", "b", "-o", "out.jpg"], &["--output", ".png"]),
-        (&["run", "a", "--prompt", "b", "--timeline", "t.html"], &["--timeline", ".json", "HTML"]),
+        (&["run", "a", "--prompt", "b", "--timeline", "t.svg"], &["--timeline", ".json or .html", "t.svg"]),
+        (&["run", "a", "--prompt", "b", "--timeline", "html"], &["--timeline", ".json or .html"]),
+        (&["trace", "t.json", "--html", "t.json"], &["--html", "name a .html file", "t.json"]),
         (&["run", "a", "--prompt", "b", "--dump", "d.npz"], &["--dump", ".safetensors"]),
         (&["hash"], &["PATHS"]),
         (&["trace"], &["FILE"]),
@@ -81,7 +83,7 @@ fn an_output_that_cannot_be_written_is_told_before_the_work() {
         let answer = answer.fails(2, &[text(path), "cannot be written"]);
         assert_eq!(answer.json()["error"]["code"], "unwritable");
     }
-    for (flag, name) in [("--timeline", "no/t.json"), ("--dump", "no/d.safetensors")] {
+    for (flag, name) in [("--timeline", "no/t.json"), ("--timeline", "no/t.html"), ("--dump", "no/d.safetensors")] {
         let path = file(&folder, name);
         draw(SHAPES, folder.path(), &[flag, text(&path)]).fails(2, &[text(&path), "cannot be written"]);
     }
@@ -195,6 +197,9 @@ fn broken_timelines_are_named() {
         let answer = mm(["trace", common::text(&path), "--json"]).fails(4, &[common::text(&path), part]);
         assert_eq!(answer.json()["error"]["code"], "bad_trace", "{text}");
     }
+    let page = file(&folder, "t.html");
+    mm(["trace", common::text(&path), "--html", common::text(&page)]).fails(4, &[common::text(&path), "`bytes`"]);
+    assert!(!page.exists(), "a page of what can't be read");
     mm(["trace", "/no/t.json"]).fails(4, &["/no/t.json", "cannot be read"]);
     fs::write(&path, format!("{{\"traceEvents\": [], {other}}}")).expect("writes");
     assert_eq!(mm(["trace", text(&path), "--json"]).ok().json()["duration_ns"], 0);

@@ -15,7 +15,7 @@ fn help_names_what_there_is_and_nothing_else() {
     for command in ["probe", "inspect", "plan", "run", "trace", "hash", "Exit codes"] {
         assert!(help.contains(command), "{command}");
     }
-    for (command, flag) in [("probe", "--measure"), ("run", "--lora"), ("trace", "--html")] {
+    for (command, flag) in [("probe", "--measure"), ("run", "--lora")] {
         assert!(!mm([command, "--help"]).ok().stdout.contains(flag), "{flag} is not there yet");
         mm([command, flag]).fails(2, &[flag]);
     }

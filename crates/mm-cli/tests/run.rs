@@ -6,6 +6,7 @@ use common::{SHAPES, draw, file, mm, names, text};
 use mm_cache::ContentId;
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 use tempfile::TempDir;
 
 fn folder() -> TempDir {
@@ -198,6 +199,30 @@ fn a_timeline_is_summed_up_as_the_run_was_counted() {
     let table = mm(["trace", text(&timeline)]).ok().stdout;
     for part in ["duration", "overlap", "peak", "transformer", "all "] {
         assert!(table.contains(part), "{part} is not in {table}");
+    }
+    let page = file(&folder, "p.html");
+    assert_eq!(mm(["trace", text(&timeline), "--html", text(&page)]).ok().stdout, table);
+    assert_eq!(page_data(&page)["summary"], summary);
+}
+
+/// What the script of a timeline's page reads.
+fn page_data(page: &Path) -> Value {
+    let page = fs::read_to_string(page).expect("a page");
+    let (_, data) = page.split_once("<script type=\"application/json\" id=\"data\">").expect("data");
+    serde_json::from_str(data.split_once("</script>").expect("an end").0).expect("JSON")
+}
+
+#[test]
+fn a_timeline_is_a_page_where_its_file_is_called_so() {
+    let folder = folder();
+    let page = file(&folder, "t.html");
+    let result = draw(SHAPES, folder.path(), &["--vram", "4MiB", "--timeline", text(&page), "--json"]).ok().json();
+    let data = page_data(&page);
+    assert_eq!(data["summary"]["copied_bytes"], result["copied_bytes"]);
+    assert_eq!(data["summary"]["peak"]["planned_device"], result["peak"]["planned_device"]);
+    let kinds: Vec<_> = data["rows"].as_array().expect("rows").iter().map(|row| row["kind"].clone()).collect();
+    for kind in ["pass", "wait", "compute", "copy"] {
+        assert!(kinds.contains(&json!(kind)), "{kind} is not in {kinds:?}");
     }
 }
 

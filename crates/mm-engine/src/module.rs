@@ -189,8 +189,7 @@ impl<D: Device> Module<D> {
 
     /// `start_ns`: when the pass began; `complete`: it ran to its end, so its order can be learned.
     pub(crate) fn end_pass(&self, start_ns: u64, complete: bool) -> Result<()> {
-        let whole = Label { component: self.rest.label.component.clone(), group: "".into() };
-        self.timeline.span(Kind::Pass, 0, &whole, start_ns, 0);
+        self.timeline.span(Kind::Pass, 0, &self.whole(), start_ns, 0);
         if self.groups.is_empty() {
             // Nobody leases a whole component: its pass is its compute.
             self.timeline.span(Kind::Compute, 0, &self.rest.label, start_ns, 0);
@@ -220,6 +219,11 @@ impl<D: Device> Module<D> {
         }
         placement.acquire(self, group)?;
         Ok(GroupLease { module: self.clone(), load: *load, group, start_ns: self.timeline.now() })
+    }
+
+    /// Names the component without a group.
+    pub(crate) fn whole(&self) -> Label {
+        Label { component: self.rest.label.component.clone(), group: "".into() }
     }
 
     pub(crate) fn entry(&self, place: Place) -> &GroupEntry {

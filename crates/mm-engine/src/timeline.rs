@@ -1,10 +1,27 @@
 //! What happened when: copies, computes, waits, allocations and passes, cheap enough to leave on.
 //!
-//! Exported as Chrome trace JSON, which Perfetto opens.
+//! Exported as Chrome trace JSON, which Perfetto opens, and as a page for people.
+
+mod chrome;
+mod page;
+mod summary;
+mod trace;
+
+pub use summary::{ComponentWork, PeakBytes, Summary, Work};
+pub use trace::{Form, Trace, TraceError};
 
 use parking_lot::Mutex;
-use serde_json::{Value, json};
-use std::{collections::VecDeque, io, path::Path, sync::Arc, time::Instant};
+use serde_json::Value;
+use std::{
+    collections::VecDeque,
+    io,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 /// How many events are kept unless told otherwise; older ones are dropped and counted.
 pub const DEFAULT_EVENTS: usize = 200_000;
@@ -16,8 +33,12 @@ pub enum Kind {
     Copy,
     /// A group leased: its compute is running.
     Compute,
+    /// A slab gathered in page-locked memory on its way to the device; by devices that do so.
+    Stage,
     /// Compute stood still until a copy had ended.
     Stall,
+    /// A pass could not begin yet: another thread ran what was in the way, or the component was being put on the device.
+    Wait,
     /// One forward of a component.
     Pass,
     /// Device memory allocated.
@@ -27,16 +48,25 @@ pub enum Kind {
 }
 
 impl Kind {
+    const ALL: [Self; 8] =
+        [Self::Copy, Self::Compute, Self::Stage, Self::Stall, Self::Wait, Self::Pass, Self::Allocate, Self::Free];
+
     /// Category in the exported trace.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
             Self::Compute => "compute",
+            Self::Stage => "stage",
             Self::Stall => "stall",
+            Self::Wait => "wait",
             Self::Pass => "pass",
             Self::Allocate => "allocate",
             Self::Free => "free",
         }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
 
@@ -74,10 +104,11 @@ struct Log {
     dropped: u64,
 }
 
-/// A bounded log of events.
+/// A bounded log of events. Logging one takes some ten nanoseconds beside reading the clock.
 pub struct Timeline {
     origin: Instant,
     capacity: usize,
+    recording: AtomicBool,
     log: Mutex<Log>,
 }
 
@@ -88,9 +119,24 @@ impl Default for Timeline {
 }
 
 impl Timeline {
-    /// A timeline that keeps the last `capacity` events.
+    /// A timeline that keeps the last `capacity` events, and is recording.
     pub fn new(capacity: usize) -> Self {
-        Self { origin: Instant::now(), capacity: capacity.max(1), log: Mutex::default() }
+        let mut log = Log::default();
+        // So that a growing log never moves while a pass waits for it. Memory that is not written to yet takes address
+        // space only; where there is none, or the capacity is meant as "all", the log grows as it must.
+        let _ = log.events.try_reserve(if capacity > DEFAULT_EVENTS { 0 } else { capacity });
+        let (capacity, recording) = (capacity.max(1), AtomicBool::new(true));
+        Self { origin: Instant::now(), capacity, recording, log: Mutex::new(log) }
+    }
+
+    /// Stops recording, or goes on; what was recorded stays. While it is off nothing is logged, memory neither.
+    pub fn set_recording(&self, on: bool) {
+        self.recording.store(on, Relaxed);
+    }
+
+    /// Whether events are logged.
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(Relaxed)
     }
 
     /// Nanoseconds since the timeline began.
@@ -103,23 +149,30 @@ impl Timeline {
         self.log.lock().events.iter().cloned().collect()
     }
 
-    pub(crate) fn span(&self, kind: Kind, lane: usize, label: &Label, start_ns: u64, bytes: u64) {
-        let end_ns = self.now();
-        self.push(Event { kind, lane, label: Some(label.clone()), start_ns, end_ns, bytes, in_use: None });
+    /// Logs something that began at `start_ns` and ends now. Devices log their copies so, each with its lane and bytes.
+    pub fn span(&self, kind: Kind, lane: usize, label: &Label, start_ns: u64, bytes: u64) {
+        if self.is_recording() {
+            // A clock read on another thread may be a little ahead.
+            let end_ns = self.now().max(start_ns);
+            self.push(Event { kind, lane, label: Some(label.clone()), start_ns, end_ns, bytes, in_use: None });
+        }
     }
 
-    pub(crate) fn allocated(&self, bytes: u64, in_use: u64) {
+    /// Logs that `bytes` of device memory were allocated just now; `in_use` is what is allocated in all since.
+    pub fn allocated(&self, bytes: u64, in_use: u64) {
         self.memory(Kind::Allocate, bytes, in_use);
     }
 
-    pub(crate) fn freed(&self, bytes: u64, in_use: u64) {
+    /// Logs that `bytes` of device memory were given back just now; `in_use` is what is still allocated.
+    pub fn freed(&self, bytes: u64, in_use: u64) {
         self.memory(Kind::Free, bytes, in_use);
     }
 
     fn memory(&self, kind: Kind, bytes: u64, in_use: u64) {
-        let now = self.now();
-        let in_use = Some(in_use);
-        self.push(Event { kind, lane: 0, label: None, start_ns: now, end_ns: now, bytes, in_use });
+        if self.is_recording() {
+            let (now, in_use) = (self.now(), Some(in_use));
+            self.push(Event { kind, lane: 0, label: None, start_ns: now, end_ns: now, bytes, in_use });
+        }
     }
 
     fn push(&self, event: Event) {
@@ -131,52 +184,26 @@ impl Timeline {
         log.events.push_back(event);
     }
 
-    /// The timeline as Chrome trace JSON. Times are microseconds there, as that format wants;
-    /// `otherData` holds `schema`, the `budget` and `plan` bytes given, and how many events were dropped.
-    pub fn to_chrome_trace(&self, budget: u64, planned: u64) -> Value {
-        let micros = |ns: u64| ns as f64 / 1000.0;
-        let mut trace: Vec<Value> = ["pass", "compute", "stall", "copy"]
-            .iter()
-            .enumerate()
-            .map(|(row, name)| {
-                json!({"ph": "M", "name": "thread_name", "pid": 1, "tid": row * 100, "args": {"name": name}})
-            })
-            .collect();
-        for event in self.events() {
-            let row = match event.kind {
-                Kind::Pass => 0,
-                Kind::Compute => 100,
-                Kind::Stall => 200,
-                Kind::Copy => 300 + event.lane,
-                Kind::Allocate | Kind::Free => {
-                    trace.push(json!({
-                        "ph": "C", "name": "engine bytes", "cat": event.kind.name(), "pid": 1, "ts": micros(event.start_ns),
-                        "args": {"bytes": event.in_use},
-                    }));
-                    continue;
-                }
-            };
-            let (component, group) = event.label.as_ref().map_or(("", ""), |l| (&*l.component, &*l.group));
-            let name = if group.is_empty() { component.to_owned() } else { format!("{component}.{group}") };
-            trace.push(json!({
-                "ph": "X", "name": name, "cat": event.kind.name(), "pid": 1, "tid": row,
-                "ts": micros(event.start_ns), "dur": micros(event.end_ns - event.start_ns),
-                "args": {"component": component, "group": group, "bytes": event.bytes},
-            }));
-        }
-        let dropped = self.log.lock().dropped;
-        json!({
-            "traceEvents": trace,
-            "displayTimeUnit": "ms",
-            "otherData": {"schema": 1, "budget": budget, "planned": planned, "dropped_events": dropped},
-        })
+    /// What was recorded, against the device's `budget` and the `planned` peak, both in bytes; zero: there is none.
+    pub fn trace(&self, budget: u64, planned: u64) -> Trace {
+        let (events, dropped) = {
+            let log = self.log.lock();
+            (log.events.iter().cloned().collect::<Vec<_>>(), log.dropped)
+        };
+        Trace::of(&events, budget, planned, dropped)
     }
 
-    /// Writes [`Timeline::to_chrome_trace`] to a file.
+    /// The timeline as Chrome trace JSON; see [`Trace::to_json`].
+    pub fn to_chrome_trace(&self, budget: u64, planned: u64) -> Value {
+        self.trace(budget, planned).to_json()
+    }
+
+    /// Writes the timeline to a file: as a page where its name ends in `.html`, else as Chrome trace JSON.
     ///
     /// # Errors
     /// The file can't be written.
     pub fn write(&self, path: &Path, budget: u64, planned: u64) -> io::Result<()> {
-        std::fs::write(path, self.to_chrome_trace(budget, planned).to_string())
+        let form = Form::of(path).unwrap_or(Form::Chrome);
+        std::fs::write(path, self.trace(budget, planned).render(form))
     }
 }

@@ -118,11 +118,18 @@ impl Shared {
         let mut memory = self.memory.lock();
         memory.in_use = memory.in_use.saturating_add(bytes);
         memory.peak = memory.peak.max(memory.in_use);
+        // Under the lock, so that levels are logged in the order in which they were reached.
+        if bytes > 0 {
+            self.timeline.allocated(bytes, memory.in_use);
+        }
     }
 
     fn subtract(&self, bytes: u64) {
         let mut memory = self.memory.lock();
         memory.in_use = memory.in_use.saturating_sub(bytes);
+        if bytes > 0 {
+            self.timeline.freed(bytes, memory.in_use);
+        }
     }
 
     fn run(&self, Job { label, slab, mut into, done }: Job, lane: usize) {
@@ -165,6 +172,7 @@ impl Device for HostDevice {
             memory.in_use = in_use.ok_or(over)?;
             memory.peak = memory.peak.max(memory.in_use);
             memory.allocations += 1;
+            self.shared.timeline.allocated(bytes, memory.in_use);
         }
         if !(buffer.reserve(bytes) && buffer.grow(bytes)) {
             self.shared.subtract(bytes);
@@ -174,7 +182,6 @@ impl Device for HostDevice {
         for byte in buffer.bytes_mut().iter_mut().step_by(PAGE) {
             *byte = std::hint::black_box(1);
         }
-        self.shared.timeline.allocated(bytes, self.memory().in_use);
         Ok(buffer)
     }
 
@@ -182,7 +189,6 @@ impl Device for HostDevice {
         let bytes = buffer.len();
         drop(buffer);
         self.shared.subtract(bytes);
-        self.shared.timeline.freed(bytes, self.memory().in_use);
     }
 
     fn record(&self) -> Result<()> {

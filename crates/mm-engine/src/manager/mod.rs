@@ -6,13 +6,18 @@ mod run;
 pub use registry::Registration;
 pub use run::Run;
 
-use crate::{Device, DeviceMemory, EngineError, Module, ModuleStats, Result, timeline::Timeline};
+use crate::{
+    Device, DeviceMemory, EngineError, Module, ModuleStats, Result,
+    timeline::{Form, Timeline},
+};
 use mm_cache::{Index, LoadCache, LoadError, Weight, WeightStore};
 use mm_plan::{Machine, Plan, Policy, Strategy};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use registry::{Entry, Registry};
 use std::{
     collections::HashMap,
+    io,
+    path::Path,
     sync::Arc,
     thread::{self, ThreadId},
 };
@@ -33,11 +38,20 @@ pub(crate) struct State<D: Device> {
     given: Option<Arc<Plan>>,
     /// The plan in force; `None`: something changed, the next run makes one.
     plan: Option<Arc<Plan>>,
+    /// The largest peak of the plans that were in force; what the timeline is held against.
+    planned: u64,
     next_id: u64,
     /// Counts runs; tells which component was used last.
     clock: u64,
     /// Which thread waits for which.
     waiting: HashMap<ThreadId, ThreadId>,
+}
+
+impl<D: Device> State<D> {
+    fn put_in_force(&mut self, plan: Arc<Plan>) {
+        self.planned = self.planned.max(plan.peak.device);
+        self.plan = Some(plan);
+    }
 }
 
 /// Holds components, decides by a plan what is on the device, and runs exactly that plan.
@@ -88,6 +102,7 @@ impl<D: Device> ModelManager<D> {
             overrides: Vec::new(),
             given: None,
             plan: None,
+            planned: 0,
             next_id: 0,
             clock: 0,
             waiting: HashMap::new(),
@@ -104,6 +119,21 @@ impl<D: Device> ModelManager<D> {
     /// What happened when.
     pub const fn timeline(&self) -> &Arc<Timeline> {
         &self.timeline
+    }
+
+    /// Writes what happened so far to a file, as its name says: `.html` for a page, `.json` for a Chrome trace. Memory is
+    /// shown against the device's budget and the largest plan that was in force.
+    ///
+    /// # Errors
+    /// `InvalidInput` for another name; the file can't be written.
+    pub fn record_timeline(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        let path = path.as_ref();
+        if Form::of(path).is_none() {
+            let text = format!("timelines are written as .json or .html, not as {}", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let planned = self.lock().planned;
+        self.timeline.write(path, self.memory().budget, planned)
     }
 
     /// The load-once cache behind [`ModelManager::load_component`].
@@ -206,7 +236,7 @@ impl<D: Device> ModelManager<D> {
             }
         }
         state.given = Some(plan.clone());
-        state.plan = Some(plan.clone());
+        state.put_in_force(plan.clone());
         Ok(plan)
     }
 
@@ -305,7 +335,7 @@ impl<D: Device> ModelManager<D> {
             }
             let plan = self.make_plan(state)?;
             match self.enforce(state, &plan)? {
-                None => state.plan = Some(plan),
+                None => state.put_in_force(plan),
                 Some(owner) => self.wait(state, owner)?,
             }
         }

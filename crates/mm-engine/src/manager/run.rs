@@ -1,7 +1,7 @@
 //! One run of a component: room is made, it is loaded, a pass begins; at the end the pass ends.
 
 use super::{ModelManager, State};
-use crate::{Device, EngineError, Module, Result};
+use crate::{Device, EngineError, Module, Result, timeline::Kind};
 use std::{
     sync::Arc,
     thread::{self, ThreadId},
@@ -15,7 +15,9 @@ impl<D: Device> ModelManager<D> {
     /// `Infeasible`: no plan fits. `Misuse`: it is not registered, or this thread itself runs what is in
     /// the way. `Source`: its weights can't be read; then it is not on the device.
     pub fn begin(self: &Arc<Self>, module: &Arc<Module<D>>) -> Result<Run<D>> {
+        let asked_ns = self.timeline.now();
         let mut state = self.lock();
+        let mut waited = false;
         loop {
             let plan = self.planned(&mut state)?;
             let unknown = || EngineError::Misuse(format!("{} is not registered with this manager", module.name()));
@@ -31,16 +33,21 @@ impl<D: Device> ModelManager<D> {
                 None => self.make_room(&mut state, module, placement.engine_bytes, &plan)?,
             };
             let Some(owner) = owner else {
+                waited |= !module.is_loaded();
                 module.load(&placement)?;
                 state.clock += 1;
                 let used = state.clock;
                 let entry = state.registry.entry_of(module).ok_or_else(unknown)?;
                 (entry.applied, entry.used) = (Some(placement), used);
                 (entry.runs, entry.thread) = (1, Some(here));
+                if waited {
+                    self.timeline.span(Kind::Wait, 0, &module.whole(), asked_ns, 0);
+                }
                 module.begin_pass();
                 let start_ns = self.timeline.now();
                 return Ok(Run { manager: self.clone(), module: module.clone(), start_ns, ended: false });
             };
+            waited = true;
             self.wait(&mut state, owner)?;
         }
     }
