@@ -121,6 +121,7 @@ pub(crate) fn whole(
     let mut seen = BTreeSet::new();
     let variables = variables.into_iter().filter(|(_, tensor)| seen.insert(memory::identity(tensor)));
     let rest = variables.map(|(name, tensor)| adopt(weights, kind, &name, tensor)).collect::<Result<_>>()?;
+    memory::trim();
     Ok(spec(name, rest, Vec::new(), Vec::new()))
 }
 
@@ -180,6 +181,7 @@ impl Build {
         let adopted =
             found.iter().map(|(name, tensor)| adopt(&self.weights, Some(self.kind), name, tensor.shallow_clone()));
         let adopted = adopted.collect::<Result<_>>()?;
+        memory::trim();
         self.state.lock().seen.extend(found.into_iter().map(|(name, _)| name));
         Ok(adopted)
     }

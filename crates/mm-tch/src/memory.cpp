@@ -15,6 +15,9 @@
 #ifndef _WIN32
 #include <dlfcn.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace {
 
@@ -121,6 +124,13 @@ char *mm_tch_take(at::Tensor *memory) {
     memory->unsafeGetTensorImpl()->set_storage_keep_dtype(c10::Storage(fresh));
     refuse(shared);
   });
+}
+
+// Gives what was freed back to the system. glibc keeps large pieces once it has seen one freed, and libtorch allocates with it.
+void mm_tch_trim() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
 }
 
 // Loads a library for good, its symbols for all. Null: done.

@@ -31,6 +31,7 @@ unsafe extern "C" {
     fn mm_tch_take(memory: *const C_tensor) -> *mut c_char;
     fn mm_tch_load(path: *const c_char) -> *mut c_char;
     fn mm_tch_home() -> *mut c_char;
+    safe fn mm_tch_trim();
 }
 
 /// A variable of a model, as a home of weights.
@@ -71,6 +72,18 @@ impl HostMemory for TorchMemory {
         // other tensor reaches these bytes while they are borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.0.data_ptr().cast::<u8>(), length) }
     }
+}
+
+impl Drop for TorchMemory {
+    fn drop(&mut self) {
+        self.0 = Tensor::new();
+        trim();
+    }
+}
+
+/// Gives memory that was freed back to the system, which an allocator may not have done.
+pub(crate) fn trim() {
+    mm_tch_trim();
 }
 
 /// Whether two tensors are one variable.
