@@ -1,6 +1,6 @@
 //! The steps of CI, in the order in which they fail fastest.
 
-use crate::{boundaries, fuzz};
+use crate::{boundaries, fuzz, libtorch};
 use anyhow::{Context, Result, ensure};
 use std::{process::Command, time::Instant};
 
@@ -15,8 +15,14 @@ pub(crate) fn run() -> Result<()> {
     let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
+    // Needs no libtorch.
+    let tch = ["--locked", "--package", "mm-tch", "--features", "doc-only"];
+    let mut doc = cargo(&[&["doc", "--no-deps", "--quiet"], &tch[..]].concat());
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    step("documentation of mm-tch", doc)?;
     // Unit, integration and documentation tests, as the README says.
     step("tests", cargo(&["test", "--locked", "--workspace"]))?;
+    libtorch::ci()?;
     println!("== all passed in {} s", started.elapsed().as_secs());
     Ok(())
 }

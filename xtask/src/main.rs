@@ -6,6 +6,7 @@ mod boundaries;
 mod ci;
 mod fixtures;
 mod fuzz;
+mod libtorch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// The strategy-decision table over simulated machines and models, printed.
     TestEnvsFast,
+    /// Makes a CPU libtorch to build and test mm-tch with, and prints how to use it.
+    Libtorch(libtorch::Args),
     /// Writes a checkpoint of real layout, names, shapes and dtypes.
     Fixtures(fixtures::Args),
     /// Large measurements, each in processes of its own: minutes.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Laws => ci::laws(),
         Task::Fuzz(args) => fuzz::run(&args),
         Task::TestEnvsFast => ci::environments(),
+        Task::Libtorch(args) => libtorch::run(&args),
         Task::Fixtures(args) => fixtures::write(&args),
         Task::Bench(bench) => bench.run(),
     };

@@ -77,7 +77,7 @@ mod slots;
 pub mod timeline;
 
 pub use cast::can_cast;
-pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, Reservation};
+pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
 pub use error::{EngineError, Result};
 pub use manager::{ModelManager, Registration, Run, StrategyOverride};
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};

@@ -3,6 +3,27 @@
 use half::{bf16, f16};
 use mm_plan::DType;
 
+/// Host memory as a tensor library owns it: what a [`HostDevice`](crate::HostDevice) allocates and copies into.
+pub trait HostMemory: Send + Sized + 'static {
+    /// Whether the library computes with this element type.
+    fn holds(dtype: DType) -> bool;
+
+    /// Allocates `bytes` of an element type that it holds, a multiple of its size; `None` where memory is short. What is in
+    /// it does not matter.
+    fn allocate(dtype: DType, bytes: u64) -> Option<Self>;
+
+    /// Length in bytes, as allocated.
+    fn len(&self) -> u64;
+
+    /// Whether it holds nothing.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its memory. Nobody else looks at it meanwhile.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
 /// A vector of one of the element types that tensor libraries hold on the CPU.
 #[derive(Debug)]
 #[allow(missing_docs)]
@@ -106,5 +127,24 @@ impl HostBuffer {
     /// Its memory as bytes.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         each!(self, v => bytemuck::cast_slice_mut(v))
+    }
+}
+
+impl HostMemory for HostBuffer {
+    fn holds(dtype: DType) -> bool {
+        Self::empty(dtype).is_some()
+    }
+
+    fn allocate(dtype: DType, bytes: u64) -> Option<Self> {
+        let mut buffer = Self::empty(dtype)?;
+        (buffer.reserve(bytes) && buffer.grow(bytes)).then_some(buffer)
+    }
+
+    fn len(&self) -> u64 {
+        Self::len(self)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        Self::bytes_mut(self)
     }
 }

@@ -1,6 +1,6 @@
 //! Host memory as the device, under a hard byte budget; copies and casts on worker threads.
 
-use super::{CopyFailed, Device, DeviceMemory, HostBuffer};
+use super::{CopyFailed, Device, DeviceMemory, HostBuffer, HostMemory};
 use crate::{
     EngineError, Result, Slab,
     timeline::{Kind, Label, Timeline},
@@ -17,13 +17,13 @@ use std::{
 /// Weights touch memory page by page; a page that was never written is not there yet.
 const PAGE: usize = 4096;
 
-type Outcome = Result<HostBuffer, CopyFailed<HostBuffer>>;
+type Outcome<M> = Result<M, CopyFailed<M>>;
 
-struct Job {
+struct Job<M> {
     label: Label,
     slab: Arc<Slab>,
-    into: HostBuffer,
-    done: Sender<Outcome>,
+    into: M,
+    done: Sender<Outcome<M>>,
 }
 
 struct Shared {
@@ -32,19 +32,20 @@ struct Shared {
 }
 
 /// Host memory as the device: this is what runs a model larger than its budget on a machine without a
-/// GPU. Compute happens on the calling thread, so an event is over as soon as it is recorded.
-pub struct HostDevice {
+/// GPU. Compute happens on the calling thread, so an event is over as soon as it is recorded. `M` is memory as the tensor
+/// library owns it.
+pub struct HostDevice<M: HostMemory = HostBuffer> {
     shared: Arc<Shared>,
-    jobs: Sender<Job>,
+    jobs: Sender<Job<M>>,
 }
 
 /// A copy under way on a worker thread. Dropping it unfinished waits for it and gives its memory back.
-pub struct HostCopy {
-    outcome: Receiver<Outcome>,
+pub struct HostCopy<M: HostMemory = HostBuffer> {
+    outcome: Receiver<Outcome<M>>,
     shared: Arc<Shared>,
 }
 
-impl Drop for HostCopy {
+impl<M: HostMemory> Drop for HostCopy<M> {
     fn drop(&mut self) {
         let left = match self.outcome.recv() {
             Ok(Ok(buffer)) => Some(buffer),
@@ -61,16 +62,26 @@ impl Drop for HostCopy {
 impl HostDevice {
     /// A device of `budget` bytes, with a worker thread per core but at most four.
     pub fn new(budget: u64, timeline: Arc<Timeline>) -> Self {
-        let workers = thread::available_parallelism().map_or(1, |n| n.get().min(4));
-        Self::with_workers(budget, workers, timeline)
+        Self::of_memory(budget, timeline)
     }
 
     /// A device of `budget` bytes and `workers` copying threads (at least one). The threads end when
     /// the device is dropped and its copies are done.
     pub fn with_workers(budget: u64, workers: usize, timeline: Arc<Timeline>) -> Self {
+        Self::start(budget, workers, timeline)
+    }
+}
+
+impl<M: HostMemory> HostDevice<M> {
+    /// [`HostDevice::new`] for any memory.
+    pub fn of_memory(budget: u64, timeline: Arc<Timeline>) -> Self {
+        Self::start(budget, thread::available_parallelism().map_or(1, |n| n.get().min(4)), timeline)
+    }
+
+    fn start(budget: u64, workers: usize, timeline: Arc<Timeline>) -> Self {
         let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
         let shared = Arc::new(Shared { memory, timeline });
-        let (jobs, queue) = unbounded::<Job>();
+        let (jobs, queue) = unbounded::<Job<M>>();
         for lane in 0..workers.max(1) {
             let (shared, queue) = (shared.clone(), queue.clone());
             // A worker that can't be started leaves its work to the others; with none left, `finish`
@@ -87,29 +98,29 @@ impl HostDevice {
     /// Counts memory that an adapter holds while it builds a model, before there is a plan. It is never
     /// refused (the plan for the model decides that), but it shows in the peak, and what is allocated
     /// meanwhile must fit beside it.
-    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
+    pub fn reserve(&self, bytes: u64) -> Reservation {
         self.shared.add(bytes);
-        Reservation { device: self.clone(), bytes }
+        Reservation { shared: self.shared.clone(), bytes }
     }
 }
 
 /// Bytes counted by [`HostDevice::reserve`], until dropped.
 pub struct Reservation {
-    device: Arc<HostDevice>,
+    shared: Arc<Shared>,
     bytes: u64,
 }
 
 impl Reservation {
     /// Counts `bytes` more.
     pub fn grow(&mut self, bytes: u64) {
-        self.device.shared.add(bytes);
+        self.shared.add(bytes);
         self.bytes = self.bytes.saturating_add(bytes);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.device.shared.subtract(self.bytes);
+        self.shared.subtract(self.bytes);
     }
 }
 
@@ -132,7 +143,7 @@ impl Shared {
         }
     }
 
-    fn run(&self, Job { label, slab, mut into, done }: Job, lane: usize) {
+    fn run<M: HostMemory>(&self, Job { label, slab, mut into, done }: Job<M>, lane: usize) {
         let start = self.timeline.now();
         let filled = catch_unwind(AssertUnwindSafe(|| slab.fill(into.bytes_mut())))
             .unwrap_or_else(|_| Err(EngineError::Internal("a copy panicked".to_owned())));
@@ -154,14 +165,15 @@ impl Shared {
     }
 }
 
-impl Device for HostDevice {
-    type Buffer = HostBuffer;
+impl<M: HostMemory> Device for HostDevice<M> {
+    type Buffer = M;
     type Event = ();
-    type Copy = HostCopy;
+    type Copy = HostCopy<M>;
 
-    fn allocate(&self, dtype: DType, bytes: u64) -> Result<HostBuffer> {
-        let mut buffer = HostBuffer::empty(dtype)
-            .ok_or_else(|| EngineError::Misuse(format!("weights of dtype {dtype} can't be computed with")))?;
+    fn allocate(&self, dtype: DType, bytes: u64) -> Result<M> {
+        if !M::holds(dtype) {
+            return Err(EngineError::Misuse(format!("weights of dtype {dtype} can't be computed with")));
+        }
         if !bytes.is_multiple_of(dtype.size()) {
             return Err(EngineError::Misuse(format!("{bytes} bytes are no whole number of {dtype} elements")));
         }
@@ -174,18 +186,18 @@ impl Device for HostDevice {
             memory.allocations += 1;
             self.shared.timeline.allocated(bytes, memory.in_use);
         }
-        if !(buffer.reserve(bytes) && buffer.grow(bytes)) {
+        let Some(mut buffer) = M::allocate(dtype, bytes) else {
             self.shared.subtract(bytes);
             let DeviceMemory { in_use, budget, .. } = self.memory();
             return Err(EngineError::OverBudget { need: bytes, in_use, budget });
-        }
+        };
         for byte in buffer.bytes_mut().iter_mut().step_by(PAGE) {
             *byte = std::hint::black_box(1);
         }
         Ok(buffer)
     }
 
-    fn free(&self, buffer: HostBuffer) {
+    fn free(&self, buffer: M) {
         let bytes = buffer.len();
         drop(buffer);
         self.shared.subtract(bytes);
@@ -195,7 +207,7 @@ impl Device for HostDevice {
         Ok(())
     }
 
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: HostBuffer, _after: Option<()>) -> HostCopy {
+    fn copy(&self, label: Label, slab: Arc<Slab>, into: M, _after: Option<()>) -> HostCopy<M> {
         let (done, outcome) = bounded(1);
         if let Err(unsent) = self.jobs.send(Job { label, slab, into, done }) {
             // No worker is left; the closed channel says so to `finish`.
@@ -204,14 +216,14 @@ impl Device for HostDevice {
         HostCopy { outcome, shared: self.shared.clone() }
     }
 
-    fn finish(&self, copy: HostCopy) -> Result<HostBuffer, CopyFailed<HostBuffer>> {
+    fn finish(&self, copy: HostCopy<M>) -> Result<M, CopyFailed<M>> {
         copy.outcome.recv().unwrap_or_else(|_| {
             let reason = "no copy thread is left".to_owned();
             Err(CopyFailed { buffer: None, error: EngineError::DeviceLost { reason } })
         })
     }
 
-    fn is_done(&self, copy: &HostCopy) -> bool {
+    fn is_done(&self, copy: &HostCopy<M>) -> bool {
         !copy.outcome.is_empty()
     }
 

@@ -3,7 +3,7 @@
 mod buffer;
 mod host;
 
-pub use buffer::HostBuffer;
+pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
 
 use crate::{EngineError, Result, Slab, timeline::Label};
