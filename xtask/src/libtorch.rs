@@ -102,6 +102,8 @@ pub(crate) fn ci() -> Result<()> {
     let with = |args: &[&str]| {
         let mut command = cargo(args);
         command.env("LIBTORCH", &torch).env("LD_LIBRARY_PATH", torch.join("lib"));
+        // Tests run beside each other: threads of libtorch's own in each would mostly wait for one another.
+        command.env("OMP_NUM_THREADS", "1");
         command
     };
     let package = ["--locked", "--package", "mm-tch", "--features", "libtorch"];
