@@ -8,6 +8,9 @@ use std::{
     process::Command,
 };
 
+/// Where CI has it.
+const FOLDER: &str = "target/libtorch";
+
 /// What tch 0.24 is generated for.
 const VERSION: &str = "2.11.0";
 
@@ -32,11 +35,17 @@ const NEEDLESS: [&str; 7] = [
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where it goes.
-    #[arg(default_value = "target/libtorch")]
+    #[arg(default_value = FOLDER)]
     folder: PathBuf,
+    /// Runs mm-tch's lints and tests as CI does, with the libtorch of `LIBTORCH` where it is set.
+    #[arg(long)]
+    test: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.test {
+        return test(&args.folder);
+    }
     let torch = make(&args.folder)?;
     let (torch, lib) = (torch.display(), torch.join("lib"));
     println!("export LIBTORCH={torch} LD_LIBRARY_PATH={}", lib.display());
@@ -89,19 +98,27 @@ fn make(folder: &Path) -> Result<PathBuf> {
 /// mm-tch's lints and tests against a libtorch: that of `LIBTORCH`, or one under `target/`. One that can't be fetched is no failure
 /// of ours; it is told, loudly.
 pub(crate) fn ci() -> Result<()> {
+    test(Path::new(FOLDER))
+}
+
+fn test(folder: &Path) -> Result<()> {
+    let compiler = Command::new("c++").arg("--version").output().context("there is no C++ compiler to build with");
     let torch = match env::var_os("LIBTORCH") {
-        Some(given) => PathBuf::from(given),
-        None => match make(Path::new("target/libtorch")) {
-            Ok(made) => made,
-            Err(error) => {
-                println!("== NOT TESTED: mm-tch with libtorch. There is none, and it could not be fetched: {error:#}");
-                return Ok(());
-            }
-        },
+        Some(given) => compiler.map(|_| PathBuf::from(given)),
+        None => compiler.and_then(|_| make(folder)),
+    };
+    let torch = match torch {
+        Ok(torch) => torch,
+        Err(error) => {
+            println!("== NOT TESTED: mm-tch with libtorch, which could not be had: {error:#}");
+            return Ok(());
+        }
     };
     let with = |args: &[&str]| {
         let mut command = cargo(args);
         command.env("LIBTORCH", &torch).env("LD_LIBRARY_PATH", torch.join("lib"));
+        // Tests run beside each other: threads of libtorch's own in each would mostly wait for one another.
+        command.env("OMP_NUM_THREADS", "1");
         command
     };
     let package = ["--locked", "--package", "mm-tch", "--features", "libtorch"];

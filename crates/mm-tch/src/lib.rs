@@ -53,6 +53,7 @@ let y = head.run(|head| Ok(head.forward(&Tensor::ones([1, 3], (Kind::Float, tch:
 //! - Values that a constructor computes from its variables are of those random numbers, as they are before `VarStore::load`;
 //!   views that it makes of them refuse.
 //! - Training is refused: nothing in a run is recorded, and a weight told to require grad is an error.
+//! - What is written into a weight in a run (batch norms in training mode do) lasts until it is evicted; then the file counts again.
 //! - CUDA is to come: the device is host memory.
 #![deny(unsafe_code)]
 
