@@ -96,8 +96,9 @@ fn anonymous_memory_follows_the_budget() {
         let ran = held();
         println!("budget {}, anonymous {ran}, on the device {}", blocks * BLOCK, manager.memory().peak);
         assert!(ran <= blocks * BLOCK + SLACK, "{ran} bytes were held in a budget of {blocks} blocks");
-        // The memory is used, and is what was measured.
-        assert!(ran + SLACK >= manager.memory().peak && manager.memory().peak > (blocks - 1) * BLOCK);
+        // The memory is used, and is what was measured; a block or two that the allocator kept before are in the baseline.
+        assert!(manager.memory().peak > (blocks - 1) * BLOCK);
+        assert!(ran + 2 * BLOCK >= manager.memory().peak, "{ran} bytes were held of {}", manager.memory().peak);
     }
     let (baseline, peak) = (anonymous(), Peak(Cell::new(0)));
     let plain = load_unmanaged(&spec, |path| Tower::new(path, &peak)).unwrap();
