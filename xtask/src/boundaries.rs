@@ -30,8 +30,12 @@ const LIBRARIES: &[(&str, &[&str])] = &[("candle", &["mm-candle", "mm-diffusion"
 /// Crates without any `unsafe`.
 const SAFE: &[&str] = &["mm-plan", "mm-header", "mm-probe", "mm-diffusion", "mm-cli", "mm-fixtures"];
 
-/// The modules in which `unsafe` may be allowed, each with SAFETY arguments.
-const UNSAFE_MODULES: &[&str] = &["crates/mm-cache/src/mapping.rs", "crates/mm-tch/src/memory.rs"];
+/// The modules, or folders of them, in which `unsafe` may be allowed, each with SAFETY arguments.
+const UNSAFE_MODULES: &[&str] =
+    &["crates/mm-cache/src/mapping.rs", "crates/mm-engine/src/cuda/", "crates/mm-tch/src/memory.rs"];
+
+/// Doubles of a driver for tests: `unsafe` is not confined in them. Nothing that is published depends on one.
+const DOUBLES: &[&str] = &["mm-fake-cuda"];
 
 const LONGEST_FILE: usize = 700;
 
@@ -48,6 +52,7 @@ pub(crate) fn check() -> Result<()> {
         ("tensor libraries stay in their adapters", libraries),
         ("default features are empty", defaults),
         ("unsafe stays in its modules", unsafe_code),
+        ("doubles are for tests only", doubles),
         ("no file is longer than 700 lines", lengths),
     ];
     let bare = add_bare_target();
@@ -149,13 +154,27 @@ fn unsafe_code() -> Result<()> {
     }
     for file in sources("crates")? {
         let path = file.to_string_lossy().replace('\\', "/");
-        if path.contains("/src/") && !UNSAFE_MODULES.contains(&path.as_str()) {
+        let is_double = DOUBLES.iter().any(|name| path.starts_with(&format!("crates/{name}/")));
+        let is_allowed = UNSAFE_MODULES.iter().any(|m| path == *m || (m.ends_with('/') && path.starts_with(m)));
+        if path.contains("/src/") && !is_double && !is_allowed {
             let text = fs::read_to_string(&file)?;
             let allows =
                 text.lines().any(|line| line.contains("allow(unsafe_code)") && !line.trim_start().starts_with("//"));
             // One line in a lib.rs may open the one module: `#[allow(unsafe_code)] mod mapping;`.
             ensure!(!allows || path.ends_with("/lib.rs"), "{path} allows unsafe_code");
         }
+    }
+    Ok(())
+}
+
+fn doubles() -> Result<()> {
+    for package in packages()? {
+        let name = text(&package, "name")?;
+        let named = dependencies(&package, true)?.into_iter().find(|d| DOUBLES.contains(&d.as_str()));
+        ensure!(named.is_none(), "{name} depends on {named:?} outside its tests");
+        // `publish = false` is an empty list of registries.
+        let is_private = package["publish"].as_array().is_some_and(Vec::is_empty);
+        ensure!(is_private || !DOUBLES.contains(&name.as_str()), "{name} could be published");
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub(crate) fn run() -> Result<()> {
     println!("== boundaries");
     boundaries::check()?;
     step("lints", cargo(&["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let cuda = ["clippy", "--locked", "-p", "mm-engine", "--features", "cuda", "--all-targets", "--", "-D", "warnings"];
+    step("lints of CUDA", cargo(&cuda))?;
     let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps", "--quiet"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     step("documentation", doc)?;
@@ -22,6 +24,8 @@ pub(crate) fn run() -> Result<()> {
     step("documentation of mm-tch", doc)?;
     // Unit, integration and documentation tests, as the README says.
     step("tests", cargo(&["test", "--locked", "--workspace"]))?;
+    // On a fake driver, which these tests load before any other can be.
+    step("CUDA", cargo(&["test", "--locked", "-p", "mm-engine", "--features", "cuda"]))?;
     libtorch::ci()?;
     println!("== all passed in {} s", started.elapsed().as_secs());
     Ok(())

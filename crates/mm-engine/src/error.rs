@@ -20,6 +20,33 @@ pub enum EngineError {
         /// The device's budget.
         budget: u64,
     },
+    /// The budget allows it, but others use the device's memory: wait, or give a smaller budget.
+    #[error(
+        "{need} bytes asked of the device, {free} of it are free: other programs, or other parts of this one, use the rest"
+    )]
+    NotNow {
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// Host memory may not be page-locked: raise the limit, or ask for a smaller staging ring.
+    #[error(
+        "{need} bytes of host memory can't be page-locked{}; raise the limit, or make the staging ring smaller",
+        limit.map_or(String::new(), |limit| format!(", {limit} may be"))
+    )]
+    PageLock {
+        /// Bytes asked for.
+        need: u64,
+        /// The limit given; `None`: the system refused.
+        limit: Option<u64>,
+    },
+    /// There is no CUDA driver to load: install NVIDIA's, or compute on the CPU.
+    #[error("there is no usable CUDA driver on this machine: {reason}; install NVIDIA's driver, or compute on the CPU")]
+    NoDriver {
+        /// What is missing.
+        reason: String,
+    },
     /// The device no longer answers: build a new one.
     #[error("the device is lost: {reason}")]
     DeviceLost {

@@ -66,6 +66,8 @@
 #![deny(unsafe_code)]
 
 mod cast;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod error;
 mod manager;
@@ -77,6 +79,11 @@ mod slots;
 pub mod timeline;
 
 pub use cast::can_cast;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
+/// The library whose streams a [`CudaDevice`] takes.
+#[cfg(feature = "cuda")]
+pub use cudarc;
 pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
 pub use error::{EngineError, Result};
 pub use manager::{ModelManager, Registration, Run, StrategyOverride};

@@ -77,7 +77,7 @@ impl Slab {
     /// since it was opened.
     pub fn fill(&self, into: &mut [u8]) -> Result<()> {
         for part in &self.parts {
-            self.fill_part(part, into)?;
+            self.fill_part(part, 0, Self::whole(part, self.dtype, into)?)?;
         }
         Ok(())
     }
@@ -87,10 +87,41 @@ impl Slab {
     /// # Errors
     /// As [`Slab::fill`].
     pub fn fill_last(&self, into: &mut [u8]) -> Result<()> {
-        self.parts.last().map_or(Ok(()), |part| self.fill_part(part, into))
+        self.parts.last().map_or(Ok(()), |part| self.fill_part(part, 0, Self::whole(part, self.dtype, into)?))
     }
 
-    fn fill_part(&self, Part { offset, source }: &Part, into: &mut [u8]) -> Result<()> {
+    /// Fills `into` with what lies at `start` (a multiple of [`ALIGN`]) of this slab; a slab larger than a buffer goes
+    /// through it in pieces.
+    ///
+    /// # Errors
+    /// As [`Slab::fill`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn fill_piece(&self, start: u64, into: &mut [u8]) -> Result<()> {
+        let end = start.saturating_add(into.len() as u64);
+        for part in &self.parts {
+            let bytes = part.source.shape().iter().map(|d| *d as u64).product::<u64>() * self.dtype.size();
+            let (from, to) = (part.offset.max(start), (part.offset + bytes).min(end));
+            if from < to {
+                // Both lie within `into`, whose length is a `usize`.
+                let place = &mut into[(from - start) as usize..(to - start) as usize];
+                self.fill_part(part, (from - part.offset) / self.dtype.size(), place)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a tensor lies in `into`, which begins where the slab does.
+    fn whole<'a>(Part { offset, source }: &Part, dtype: DType, into: &'a mut [u8]) -> Result<&'a mut [u8]> {
+        let bytes = source.shape().iter().try_fold(dtype.size(), |bytes, dim| bytes.checked_mul(*dim as u64));
+        let range = bytes
+            .and_then(|bytes| Some(usize::try_from(*offset).ok()?..usize::try_from(offset.checked_add(bytes)?).ok()?));
+        range
+            .and_then(|range| into.get_mut(range))
+            .ok_or_else(|| EngineError::Internal(format!("slab buffer too short for {:?}", source.name())))
+    }
+
+    /// Fills `place` with a tensor's elements from the `first` on, as many as it has room for.
+    fn fill_part(&self, Part { source, .. }: &Part, first: u64, place: &mut [u8]) -> Result<()> {
         let fail = |reason: String| EngineError::Source {
             file: source.file().to_path_buf(),
             tensor: source.name().to_owned(),
@@ -98,17 +129,11 @@ impl Slab {
             reason,
         };
         let from = dtype_of(source.dtype()).ok_or_else(|| fail(format!("unknown dtype {:?}", source.dtype())))?;
-        let too_long = || fail("longer than this machine can address".to_owned());
-        let start = usize::try_from(*offset).map_err(|_| too_long())?;
-        let elements = usize::try_from(source.byte_len() / from.size()).map_err(|_| too_long())?;
-        let place = elements
-            .checked_mul(self.dtype.size() as usize)
-            .and_then(|length| into.get_mut(start..start.checked_add(length)?))
-            .ok_or_else(|| EngineError::Internal(format!("slab buffer too short for {:?}", source.name())))?;
+        let first = first * from.size();
         // Reading asks afterwards whether the file has changed; asking before spares reading what is lost already.
         source.check().map_err(|e| fail(e.reason()))?;
         if from == self.dtype {
-            return source.read_into(0, place).map_err(|e| fail(e.reason()));
+            return source.read_into(first, place).map_err(|e| fail(e.reason()));
         }
         if !can_cast(from, self.dtype) {
             return Err(fail(format!("no cast from {from} to {}", self.dtype)));
@@ -119,7 +144,7 @@ impl Slab {
             let (stored, wide) = (from.size() as usize, self.dtype.size() as usize);
             for (index, place) in place.chunks_mut(PIECE / stored * wide).enumerate() {
                 let piece = &mut bounce[..place.len() / wide * stored];
-                source.read_into((index * PIECE) as u64, piece).map_err(|e| fail(e.reason()))?;
+                source.read_into(first + (index * PIECE) as u64, piece).map_err(|e| fail(e.reason()))?;
                 cast(from, piece, self.dtype, place).map_err(&fail)?;
             }
             Ok(())

@@ -3,9 +3,14 @@
 
 mod common;
 
-use common::{Rig, even, placement, plan_of, virtual_device::Faults};
+use common::{
+    TestDevice, even, placement, plan_of,
+    virtual_device::{Faults, VirtualDevice},
+};
 use mm_engine::{Device, EngineError};
 use mm_plan::Strategy;
+
+type Rig = common::Rig<VirtualDevice>;
 
 const ROOMY: u64 = 1 << 24;
 

@@ -1,11 +1,13 @@
 //! Components of stamped bytes, homes that check what they are given, and plans made by hand.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+#[cfg(feature = "cuda")]
+pub mod fake_cuda;
 pub mod host;
 pub mod virtual_device;
 
 use mm_cache::TensorSlice;
-use mm_engine::{EngineError, Homes, ModelManager, Module, ModuleSpec, Place, Registration, Slab, StackSpec};
+use mm_engine::{Device, EngineError, Homes, ModelManager, Module, ModuleSpec, Place, Registration, Slab, StackSpec};
 use mm_engine::{Run, timeline::Timeline};
 use mm_plan::{Component, ComponentPlan, DType, HostTier, Machine, Peak, PhasePlan, Plan, Policy};
 use mm_plan::{DeviceKind, Rule, StackPlan, Strategy};
@@ -15,7 +17,38 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
-use virtual_device::{VirtualBuffer, VirtualDevice};
+
+/// What the tests ask of a device beside what the engine does.
+pub trait TestDevice: Device + Clone {
+    fn make(budget: u64, seed: u64) -> Self;
+
+    /// Whether compute sees these bytes at `offset`. A device with a stream of its own looks when its compute runs, and ends the
+    /// program there where it does not.
+    fn sees(&self, buffer: &Self::Buffer, offset: usize, expected: &[u8]) -> bool;
+
+    /// Compute that uses the buffer has been enqueued and may still be running.
+    fn mark_used(&self, buffer: &mut Self::Buffer);
+
+    /// Inside a pass: nothing may be allocated or freed.
+    fn set_frozen(&self, frozen: bool);
+
+    fn violation(&self, text: String);
+
+    /// The most copies that were under way together.
+    fn most_in_flight(&self) -> usize;
+
+    /// The copies enqueued since the last call, in order.
+    fn take_started(&self) -> Vec<String>;
+
+    /// The test forgets something: what is left at the end is no leak of the engine's.
+    fn leaks_on_purpose(&self) {}
+
+    /// No rule was broken so far.
+    fn check(&self);
+
+    /// No rule was broken, and everything came back.
+    fn check_empty(&self);
+}
 
 pub type Key = (Option<usize>, usize);
 
@@ -23,13 +56,13 @@ pub type Key = (Option<usize>, usize);
 type Parts = Vec<(usize, Vec<u8>)>;
 
 /// Checks each buffer put into a home against the bytes that belong there.
-pub struct Rack {
-    device: VirtualDevice,
+pub struct Rack<D: TestDevice> {
+    device: D,
     expected: HashMap<Key, Parts>,
-    held: Mutex<HashMap<Key, VirtualBuffer>>,
+    held: Mutex<HashMap<Key, D::Buffer>>,
 }
 
-struct RackHomes(Arc<Rack>);
+struct RackHomes<D: TestDevice>(Arc<Rack<D>>);
 
 fn key(place: Place, slab: usize) -> Key {
     match place {
@@ -38,16 +71,16 @@ fn key(place: Place, slab: usize) -> Key {
     }
 }
 
-impl Rack {
-    fn is_right(&self, key: &Key, bytes: &[u8]) -> bool {
-        self.expected[key].iter().all(|(offset, part)| bytes.get(*offset..*offset + part.len()) == Some(part))
+impl<D: TestDevice> Rack<D> {
+    fn is_right(&self, key: &Key, buffer: &D::Buffer) -> bool {
+        self.expected[key].iter().all(|(offset, part)| self.device.sees(buffer, *offset, part))
     }
 
     /// Every slab of the place is home and holds exactly its bytes.
     pub fn holds(&self, group: Option<usize>) -> bool {
         let held = self.held.lock();
         let mut keys = self.expected.keys().filter(|key| key.0 == group);
-        keys.all(|key| held.get(key).is_some_and(|buffer| self.is_right(key, buffer.bytes())))
+        keys.all(|key| held.get(key).is_some_and(|buffer| self.is_right(key, buffer)))
     }
 
     /// How many slabs are home.
@@ -56,10 +89,10 @@ impl Rack {
     }
 }
 
-impl Homes<VirtualBuffer> for RackHomes {
-    fn put(&self, place: Place, slab: usize, buffer: VirtualBuffer) -> Result<(), (VirtualBuffer, String)> {
+impl<D: TestDevice> Homes<D::Buffer> for RackHomes<D> {
+    fn put(&self, place: Place, slab: usize, buffer: D::Buffer) -> Result<(), (D::Buffer, String)> {
         let key = key(place, slab);
-        if !self.0.is_right(&key, buffer.bytes()) {
+        if !self.0.is_right(&key, &buffer) {
             self.0.device.violation(format!("wrong bytes put into {key:?}"));
         }
         let mut held = self.0.held.lock();
@@ -71,16 +104,16 @@ impl Homes<VirtualBuffer> for RackHomes {
         Ok(())
     }
 
-    fn take(&self, place: Place, slab: usize) -> Result<VirtualBuffer, String> {
+    fn take(&self, place: Place, slab: usize) -> Result<D::Buffer, String> {
         let key = key(place, slab);
         let Some(mut buffer) = self.0.held.lock().remove(&key) else {
             self.0.device.violation(format!("{key:?} taken while empty"));
             return Err("empty".to_owned());
         };
-        if !self.0.is_right(&key, buffer.bytes()) {
+        if !self.0.is_right(&key, &buffer) {
             self.0.device.violation(format!("{key:?} was overwritten while it was home"));
         }
-        buffer.mark_used();
+        self.0.device.mark_used(&mut buffer);
         Ok(buffer)
     }
 }
@@ -121,11 +154,11 @@ fn slabs(shape: &Shape, place: usize, elements: (usize, usize)) -> (Vec<Slab>, V
     made
 }
 
-pub fn build(
-    device: &Arc<VirtualDevice>,
+pub fn build<D: TestDevice>(
+    device: &Arc<D>,
     timeline: &Arc<Timeline>,
     shape: &Shape,
-) -> (Arc<Module<VirtualDevice>>, Arc<Rack>) {
+) -> (Arc<Module<D>>, Arc<Rack<D>>) {
     let mut expected = HashMap::new();
     let mut note = |group: Option<usize>, parts: Vec<Parts>| {
         expected.extend(parts.into_iter().enumerate().map(|(slab, parts)| ((group, slab), parts)));
@@ -143,19 +176,19 @@ pub fn build(
         }
         stacks.push(StackSpec { name: format!("stack{index}"), groups });
     }
-    let rack = Arc::new(Rack { device: VirtualDevice::clone(device), expected, held: Mutex::default() });
+    let rack = Arc::new(Rack { device: D::clone(device), expected, held: Mutex::default() });
     let homes = Box::new(RackHomes(rack.clone()));
     let spec = ModuleSpec { name: shape.name.to_owned(), phase: shape.phase, passes: 1, rest, stacks, homes };
     (Module::new(spec, device.clone(), timeline.clone()), rack)
 }
 
-/// A manager with registered components on a virtual device.
-pub struct Rig {
-    pub device: VirtualDevice,
-    pub manager: Arc<ModelManager<VirtualDevice>>,
-    pub modules: Vec<Arc<Module<VirtualDevice>>>,
-    pub racks: Vec<Arc<Rack>>,
-    pub registrations: Vec<Registration<VirtualDevice>>,
+/// A manager with registered components on a device of the tests.
+pub struct Rig<D: TestDevice> {
+    pub device: D,
+    pub manager: Arc<ModelManager<D>>,
+    pub modules: Vec<Arc<Module<D>>>,
+    pub racks: Vec<Arc<Rack<D>>>,
+    pub registrations: Vec<Registration<D>>,
 }
 
 pub fn machine(budget: u64) -> Machine {
@@ -169,9 +202,13 @@ pub fn policy(strategy: Strategy) -> Policy {
     Policy { strategy, working_set: Some(0), ..Policy::default() }
 }
 
-impl Rig {
+impl<D: TestDevice> Rig<D> {
     pub fn new(budget: u64, seed: u64, strategy: Strategy, shapes: &[Shape]) -> Self {
-        let device = VirtualDevice::new(budget, seed);
+        Self::on(D::make(budget, seed), budget, strategy, shapes)
+    }
+
+    /// On a device that was made already.
+    pub fn on(device: D, budget: u64, strategy: Strategy, shapes: &[Shape]) -> Self {
         let timeline = Arc::new(Timeline::default());
         let shared = Arc::new(device.clone());
         let manager = ModelManager::new(shared, timeline, machine(budget), policy(strategy)).unwrap();
@@ -186,11 +223,11 @@ impl Rig {
     }
 
     /// A component on this rig's device, not registered.
-    pub fn build(&self, shape: &Shape) -> (Arc<Module<VirtualDevice>>, Arc<Rack>) {
+    pub fn build(&self, shape: &Shape) -> (Arc<Module<D>>, Arc<Rack<D>>) {
         build(self.manager.device(), self.manager.timeline(), shape)
     }
 
-    pub fn begin(&self, module: usize) -> Result<Run<VirtualDevice>, EngineError> {
+    pub fn begin(&self, module: usize) -> Result<Run<D>, EngineError> {
         self.manager.begin(&self.modules[module])
     }
 

@@ -4,6 +4,7 @@
 //! call may fail. A buffer that is dropped instead of freed is a violation; freeing one twice, or one
 //! that a copy owns, does not compile.
 
+use super::TestDevice;
 use mm_engine::{CopyFailed, Device, DeviceMemory, EngineError, Result, Slab, timeline::Label};
 use mm_plan::DType;
 use parking_lot::Mutex;
@@ -68,13 +69,6 @@ impl VirtualBuffer {
     pub fn dtype(&self) -> DType {
         self.dtype
     }
-
-    /// Compute that uses it has been enqueued and may still be running.
-    pub fn mark_used(&mut self) {
-        let mut inner = self.device.0.lock();
-        inner.stream += 1;
-        self.used = inner.stream;
-    }
 }
 
 impl Drop for VirtualBuffer {
@@ -93,11 +87,6 @@ pub struct VirtualCopy {
 }
 
 impl VirtualDevice {
-    pub fn new(budget: u64, seed: u64) -> Self {
-        let memory = DeviceMemory { budget, ..DeviceMemory::default() };
-        Self(Arc::new(Mutex::new(Inner { random: seed, memory, ..Inner::default() })))
-    }
-
     /// Sets which calls fail, counted from this call on.
     pub fn set_faults(&self, faults: Faults) {
         let mut inner = self.0.lock();
@@ -112,33 +101,47 @@ impl VirtualDevice {
     pub fn calls(&self) -> u64 {
         self.0.lock().calls
     }
+}
 
-    pub fn set_frozen(&self, frozen: bool) {
+impl TestDevice for VirtualDevice {
+    fn make(budget: u64, seed: u64) -> Self {
+        let memory = DeviceMemory { budget, ..DeviceMemory::default() };
+        Self(Arc::new(Mutex::new(Inner { random: seed, memory, ..Inner::default() })))
+    }
+
+    fn sees(&self, buffer: &VirtualBuffer, offset: usize, expected: &[u8]) -> bool {
+        buffer.bytes.get(offset..offset + expected.len()) == Some(expected)
+    }
+
+    fn mark_used(&self, buffer: &mut VirtualBuffer) {
+        let mut inner = self.0.lock();
+        inner.stream += 1;
+        buffer.used = inner.stream;
+    }
+
+    fn set_frozen(&self, frozen: bool) {
         self.0.lock().frozen = frozen;
     }
 
-    pub fn violation(&self, text: String) {
+    fn violation(&self, text: String) {
         self.0.lock().violations.push(text);
     }
 
-    pub fn most_in_flight(&self) -> usize {
+    fn most_in_flight(&self) -> usize {
         self.0.lock().most_in_flight
     }
 
-    /// The copies enqueued since the last call, in order.
-    pub fn take_started(&self) -> Vec<String> {
+    fn take_started(&self) -> Vec<String> {
         let started = std::mem::take(&mut self.0.lock().started);
         started.iter().map(|label| format!("{}.{}", label.component, label.group)).collect()
     }
 
-    /// No rule was broken so far.
-    pub fn check(&self) {
+    fn check(&self) {
         let violations = std::mem::take(&mut self.0.lock().violations);
         assert!(violations.is_empty(), "rules broken: {violations:#?}");
     }
 
-    /// No rule was broken, and everything came back.
-    pub fn check_empty(&self) {
+    fn check_empty(&self) {
         self.check();
         let inner = self.0.lock();
         assert_eq!(inner.memory.in_use, 0, "bytes still held");

@@ -1,0 +1,278 @@
+//! Calls of the driver, each with the context bound and its error told in the driver's words.
+//!
+//! What is asynchronous here is `unsafe`: the caller keeps source and destination until an event says that they are free.
+#![allow(unsafe_code)]
+
+use crate::{EngineError, Result};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Waiting for an event gives the core away, and nobody measures with events.
+const EVENT_FLAGS: u32 =
+    sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
+
+/// A context with its two streams: the tensor library's, and the lane of copies.
+pub(super) struct Gpu {
+    context: Arc<CudaContext>,
+    compute: Arc<CudaStream>,
+    lane: Arc<CudaStream>,
+    /// Events that nobody holds any more, to be recorded again.
+    spare: Mutex<Vec<RawEvent>>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Lane {
+    Compute,
+    Copies,
+}
+
+struct RawEvent(sys::CUevent);
+
+// SAFETY: an event is a handle of the driver's, which may be used from any thread whose context is bound.
+unsafe impl Send for RawEvent {}
+// SAFETY: as above; every call on it goes through the driver, which locks.
+unsafe impl Sync for RawEvent {}
+
+/// A point in one of the streams.
+#[derive(Clone)]
+pub(super) struct Event(Arc<Recorded>);
+
+struct Recorded {
+    /// `None` only while it is dropped.
+    raw: Option<RawEvent>,
+    gpu: Arc<Gpu>,
+}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // Whoever waits for it in a stream waits for the point as it was, also after it is recorded again.
+        self.gpu.spare.lock().extend(self.raw.take());
+    }
+}
+
+/// What the driver says of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Done,
+    NotYet,
+}
+
+/// The driver's error in its own words.
+pub(super) fn lost(call: &str, error: DriverError) -> EngineError {
+    let name = error.error_name().map_or("unknown".into(), std::ffi::CStr::to_string_lossy);
+    let text = error.error_string().map_or("no text".into(), std::ffi::CStr::to_string_lossy);
+    EngineError::DeviceLost { reason: format!("{call}: {name} ({}): {text}", error.0 as u32) }
+}
+
+fn is_out_of_memory(error: &DriverError) -> bool {
+    error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
+impl Gpu {
+    /// The device's primary context; `compute`, or a stream of its own; and a lane for copies.
+    pub(super) fn open(ordinal: usize, compute: Option<Arc<CudaStream>>) -> Result<Arc<Self>> {
+        let context = match &compute {
+            Some(stream) if stream.context().ordinal() != ordinal => {
+                let told = stream.context().ordinal();
+                return Err(EngineError::Misuse(format!("the compute stream is on device {told}, not on {ordinal}")));
+            }
+            Some(stream) => stream.context().clone(),
+            None => CudaContext::new(ordinal).map_err(|e| lost(&format!("opening CUDA device {ordinal}"), e))?,
+        };
+        let stream = || context.new_stream().map_err(|e| lost("cuStreamCreate", e));
+        let compute = compute.map_or_else(stream, Ok)?;
+        // A stream that does not wait for the default stream, as all that cudarc makes.
+        let lane = stream()?;
+        Ok(Arc::new(Self { context, compute, lane, spare: Mutex::default() }))
+    }
+
+    pub(super) const fn compute(&self) -> &Arc<CudaStream> {
+        &self.compute
+    }
+
+    fn bind(&self) -> Result<()> {
+        // Not `bind_to_thread`: that also reports errors of what others dropped.
+        // SAFETY: the context is alive, because `self.context` retains it.
+        unsafe { result::ctx::set_current(self.context.cu_ctx()) }.map_err(|e| lost("cuCtxSetCurrent", e))
+    }
+
+    fn stream(&self, lane: Lane) -> sys::CUstream {
+        match lane {
+            Lane::Compute => self.compute.cu_stream(),
+            Lane::Copies => self.lane.cu_stream(),
+        }
+    }
+
+    /// Free and total bytes of the device.
+    pub(super) fn free_and_total(&self) -> Result<(u64, u64)> {
+        self.bind()?;
+        let (free, total) = result::mem_get_info().map_err(|e| lost("cuMemGetInfo", e))?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// An allocation of its own; `None` where the device has no room.
+    pub(super) fn allocate(&self, bytes: u64) -> Result<Option<u64>> {
+        let Ok(bytes) = usize::try_from(bytes) else { return Ok(None) };
+        self.bind()?;
+        // SAFETY: what is returned is only an address; nothing reads what it holds before a copy wrote it.
+        match unsafe { result::malloc_sync(bytes) } {
+            Ok(address) => Ok(Some(address)),
+            Err(error) if is_out_of_memory(&error) => Ok(None),
+            Err(error) => Err(lost("cuMemAlloc", error)),
+        }
+    }
+
+    /// # Safety
+    /// `address` comes from [`Gpu::allocate`], is freed once, and nothing enqueued uses it: [`Gpu::settle`] came before.
+    pub(super) unsafe fn free(&self, address: u64) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise is this call's. Where it fails the memory is not freed again: the driver may have.
+        unsafe { result::free_sync(address) }.map_err(|e| lost("cuMemFree", e))
+    }
+
+    /// Waits until both streams have done all they were given.
+    pub(super) fn settle(&self) -> Result<()> {
+        self.settle_lane(Lane::Copies)?;
+        self.settle_lane(Lane::Compute)
+    }
+
+    pub(super) fn settle_lane(&self, lane: Lane) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream is alive, because `self` holds it.
+        unsafe { result::stream::synchronize(self.stream(lane)) }.map_err(|e| lost("cuStreamSynchronize", e))
+    }
+
+    /// Marks the point that a stream has reached.
+    pub(super) fn record(self: &Arc<Self>, lane: Lane) -> Result<Event> {
+        self.bind()?;
+        let spare = self.spare.lock().pop();
+        let raw = spare.map_or_else(Self::create_event, Ok)?;
+        let event = Event(Arc::new(Recorded { raw: Some(raw), gpu: self.clone() }));
+        // SAFETY: event and stream are alive, because `event` and `self` hold them, and of one context: the event was created
+        // with the stream's context bound.
+        unsafe { result::event::record(event.raw()?, self.stream(lane)) }.map_err(|e| lost("cuEventRecord", e))?;
+        Ok(event)
+    }
+
+    fn create_event() -> Result<RawEvent> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: `event` is a place for one handle; the flags are two of the driver's own.
+        unsafe { sys::cuEventCreate(&raw mut event, EVENT_FLAGS) }.result().map_err(|e| lost("cuEventCreate", e))?;
+        Ok(RawEvent(event))
+    }
+
+    /// What is enqueued on `lane` from now on waits for `event`; the host does not.
+    pub(super) fn wait_on(&self, lane: Lane, event: &Event) -> Result<()> {
+        self.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: stream and event are alive, because `self` and `event` hold them; the driver notes the point recorded now,
+        // so that the event may be recorded again afterwards.
+        unsafe { result::stream::wait_event(self.stream(lane), event.raw()?, flags) }
+            .map_err(|e| lost("cuStreamWaitEvent", e))
+    }
+
+    /// The host waits for `event`. A failure is neither done nor not yet: nobody knows.
+    pub(super) fn wait(&self, event: &Event) -> Result<()> {
+        self.bind()?;
+        if self.query(event)? == Progress::Done {
+            return Ok(());
+        }
+        // SAFETY: the event is alive, because `event` holds it.
+        unsafe { result::event::synchronize(event.raw()?) }.map_err(|e| lost("cuEventSynchronize", e))
+    }
+
+    fn query(&self, event: &Event) -> Result<Progress> {
+        // SAFETY: the event is alive, because `event` holds it.
+        match unsafe { result::event::query(event.raw()?) } {
+            Ok(()) => Ok(Progress::Done),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(Progress::NotYet),
+            Err(error) => Err(lost("cuEventQuery", error)),
+        }
+    }
+
+    /// Enqueues a copy on the lane of copies.
+    ///
+    /// # Safety
+    /// `into` is device memory of this context with room for `from`. Neither it nor `from` is freed, and `from` is not written,
+    /// until an event recorded on the lane after this call has been waited for, or the lane has settled.
+    pub(super) unsafe fn copy(&self, into: u64, from: &[u8]) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise is this call's; the stream is alive, because `self` holds it.
+        unsafe { result::memcpy_htod_async(into, from, self.lane.cu_stream()) }
+            .map_err(|e| lost("cuMemcpyHtoDAsync", e))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.settle().is_err() {
+            // A driver that does not answer destroys events with their context, or never.
+            return;
+        }
+        for RawEvent(event) in self.spare.get_mut().drain(..) {
+            // SAFETY: nobody holds the event any more (it is spare), and it is destroyed once. Work that waits for it is not
+            // disturbed by that. An error has nobody to hear it.
+            let _ = unsafe { result::event::destroy(event) };
+        }
+    }
+}
+
+impl Event {
+    fn raw(&self) -> Result<sys::CUevent> {
+        let raw = self.0.raw.as_ref().map(|raw| raw.0);
+        raw.ok_or_else(|| EngineError::Internal("an event was used after its end".to_owned()))
+    }
+}
+
+/// Page-locked host memory, ordinary to the CPU (not write-combined). Dropping it frees it: what the driver may still read must
+/// be forgotten instead.
+pub(super) struct PageLocked {
+    start: *mut u8,
+    length: usize,
+    gpu: Arc<Gpu>,
+}
+
+// SAFETY: it is memory of its own, like a `Vec<u8>`; the driver frees it from any thread with the context bound.
+unsafe impl Send for PageLocked {}
+// SAFETY: shared references only read it.
+unsafe impl Sync for PageLocked {}
+
+impl PageLocked {
+    /// `length` bytes, at least one, zeroed; `None` where no more may be page-locked.
+    pub(super) fn new(gpu: &Arc<Gpu>, length: usize) -> Result<Option<Self>> {
+        let length = length.max(1);
+        gpu.bind()?;
+        // SAFETY: what is returned is only a pointer; it is written before anything reads what it points to.
+        let start = match unsafe { result::malloc_host(length, 0) } {
+            Ok(start) => start.cast::<u8>(),
+            Err(error) if is_out_of_memory(&error) => return Ok(None),
+            Err(error) => return Err(lost("cuMemHostAlloc", error)),
+        };
+        // SAFETY: the driver gave `length` bytes at `start`, which are ours alone.
+        unsafe { start.write_bytes(0, length) };
+        Ok(Some(Self { start, length, gpu: gpu.clone() }))
+    }
+
+    pub(super) const fn bytes(&self) -> &[u8] {
+        // SAFETY: (1) `start` points to `length` bytes that live as long as `self`; (2) `new` initialized them; (3) writing needs
+        // `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+    }
+
+    /// The driver must not be reading them: see [`Gpu::copy`].
+    pub(super) const fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `&mut self` excludes every other reference. The driver reads them only between a
+        // `Gpu::copy` and the event after it, in which its caller promised not to write.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
+    }
+}
+
+impl Drop for PageLocked {
+    fn drop(&mut self) {
+        if self.gpu.bind().is_ok() {
+            // SAFETY: `start` came from `malloc_host`, is not null, and is freed once. An error has nobody to hear it.
+            let _ = unsafe { result::free_host(self.start.cast()) };
+        }
+    }
+}

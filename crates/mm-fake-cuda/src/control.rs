@@ -1,0 +1,94 @@
+//! This driver's own entry points: settings and counters.
+
+use crate::driver::{Code, HOST_WAITS, lock};
+
+/// What draws the order of work; 0: nothing runs before it is waited for.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_seed(seed: u64) {
+    lock().seed = seed;
+}
+
+/// Bytes of each device.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_capacity(bytes: u64) {
+    lock().capacity = bytes;
+}
+
+/// How much may be page-locked, bytes.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_page_lock_limit(bytes: u64) {
+    lock().page_lock_limit = bytes;
+}
+
+/// Lets the `at`-th call from now on (the first is 0) fail with `code`, and, where `forever` is not 0, all after it. The
+/// count of calls begins anew; `at` of `u64::MAX`: none fails.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_fail(at: u64, code: Code, forever: u32) {
+    let mut driver = lock();
+    driver.calls = 0;
+    driver.fault = (at != u64::MAX).then_some((at, code, forever != 0));
+}
+
+/// Calls since the last `mm_fake_cuda_fail`.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_calls() -> u64 {
+    lock().calls
+}
+
+/// Allocations ever made, on devices and page-locked.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_allocations() -> u64 {
+    lock().allocations
+}
+
+/// Bytes page-locked now.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_page_locked() -> u64 {
+    lock().locked.values().map(|block| block.memory.len() as u64).sum()
+}
+
+/// Bytes allocated now, on all devices.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_device_bytes() -> u64 {
+    lock().memory.values().map(|memory| memory.bytes.len() as u64).sum()
+}
+
+/// Allocations, page-locked blocks, streams and events alive.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_live() -> u64 {
+    let driver = lock();
+    (driver.memory.len() + driver.locked.len() + driver.streams.len() + driver.events.len()) as u64
+}
+
+/// Copies to a device that have run.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_copies() -> u64 {
+    lock().copies
+}
+
+/// Forgets when which work ran.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_forget() {
+    lock().ran.clear();
+}
+
+/// What is left at exit is left on purpose.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_forgive() {
+    lock().forgiven = true;
+}
+
+/// How many copies to a device ran while a kernel, or a copy back, was running: by the time of a machine whose streams wait
+/// only for their events.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_overlapped() -> u64 {
+    let driver = lock();
+    let meets_kernel = |start, end| driver.ran.iter().any(|ran| !ran.is_copy && ran.start < end && start < ran.end);
+    driver.ran.iter().filter(|ran| ran.is_copy && meets_kernel(ran.start, ran.end)).count() as u64
+}
+
+/// How often the calling thread has waited for work to end.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_host_waits() -> u64 {
+    HOST_WAITS.get()
+}

@@ -1,0 +1,336 @@
+//! The driver's entry points: those that mm-engine reaches through cudarc.
+
+use crate::{
+    driver::{
+        self, CURRENT, Code, DEVICES, Event, HOST_WAITS, INVALID_DEVICE, INVALID_VALUE, Locked, NOT_INITIALIZED,
+        NOT_READY, OUT_OF_MEMORY, SUCCESS, call, lock, misuse, release,
+    },
+    order::{Handle, Uses},
+    stream::{Record, Stream, Work},
+};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+fn waited() {
+    HOST_WAITS.set(HOST_WAITS.get() + 1);
+}
+
+/// The texts of the codes that this driver, or a test, returns.
+fn texts(code: Code) -> (&'static CStr, &'static CStr) {
+    match code {
+        SUCCESS => (c"CUDA_SUCCESS", c"no error"),
+        INVALID_VALUE => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
+        OUT_OF_MEMORY => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
+        NOT_INITIALIZED => (c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
+        INVALID_DEVICE => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
+        NOT_READY => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
+        700 => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
+        _ => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGetErrorName(code: Code, text: *mut *const c_char) -> Code {
+    unsafe { *text = texts(code).0.as_ptr() };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuGetErrorString(code: Code, text: *mut *const c_char) -> Code {
+    unsafe { *text = texts(code).1.as_ptr() };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuInit(_flags: c_uint) -> Code {
+    call(|driver| {
+        if !driver.initialized {
+            driver.initialized = true;
+            unsafe { libc::atexit(driver::at_exit) };
+        }
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> Code {
+    call(|driver| {
+        driver.initialized.then_some(()).ok_or(NOT_INITIALIZED)?;
+        unsafe { *count = DEVICES };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Code {
+    call(|driver| {
+        driver.initialized.then_some(()).ok_or(NOT_INITIALIZED)?;
+        (0..DEVICES).contains(&ordinal).then_some(()).ok_or(INVALID_DEVICE)?;
+        unsafe { *device = ordinal };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _attribute: c_uint, _device: c_int) -> Code {
+    call(|_| {
+        // What cudarc asks: whether there are memory pools.
+        unsafe { *value = 0 };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> Code {
+    call(|driver| {
+        driver.retained[device as usize] += 1;
+        unsafe { *context = device as Handle + 1 };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Code {
+    release(|driver| {
+        let count = &mut driver.retained[device as usize];
+        *count = count.checked_sub(1).unwrap_or_else(|| misuse("a context released more often than retained"));
+        if *count > 0 {
+            return;
+        }
+        let context = device as Handle + 1;
+        let lives = driver.streams.values().any(|s| s.context == context)
+            || driver.events.values().any(|e| e.context == context)
+            || driver.memory.values().any(|m| m.context == context)
+            || driver.locked.values().any(|l| l.context == context);
+        if lives {
+            misuse("a context was released before what belongs to it");
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuCtxGetCurrent(context: *mut Handle) -> Code {
+    call(|_| {
+        unsafe { *context = CURRENT.get() };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxSetCurrent(context: Handle) -> Code {
+    call(|driver| {
+        CURRENT.set(context);
+        driver.current();
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuCtxSynchronize() -> Code {
+    waited();
+    call(|driver| {
+        let context = driver.current();
+        let streams: Vec<Handle> =
+            driver.streams.iter().filter(|(_, s)| s.context == context).map(|(handle, _)| *handle).collect();
+        streams.into_iter().for_each(|stream| driver.synchronize(stream));
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Code {
+    call(|driver| {
+        let context = driver.current();
+        let used: usize = driver.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len()).sum();
+        unsafe { *free = (driver.capacity as usize).saturating_sub(used) };
+        unsafe { *total = driver.capacity as usize };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) -> Code {
+    call(|driver| {
+        let (context, handle) = (driver.current(), driver.handle());
+        driver.streams.insert(handle, Stream { context, ..Stream::default() });
+        unsafe { *stream = handle };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamDestroy_v2(stream: Handle) -> Code {
+    release(|driver| {
+        if !driver.stream(stream).queue.is_empty() {
+            misuse("a stream was destroyed with work pending");
+        }
+        driver.streams.remove(&stream);
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamSynchronize(stream: Handle) -> Code {
+    waited();
+    call(|driver| {
+        driver.stream(stream);
+        driver.synchronize(stream);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uint) -> Code {
+    call(|driver| {
+        driver.stream(stream);
+        // An event that was never recorded is waited for by nobody.
+        if let Some(record) = driver.event(event).last {
+            let clock = driver.records[&record].clock.clone();
+            driver.stream(stream).clock.join(&clock);
+            driver.enqueue(stream, Work::Wait { record });
+        }
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuEventCreate(event: *mut Handle, _flags: c_uint) -> Code {
+    call(|driver| {
+        let (context, handle) = (driver.current(), driver.handle());
+        driver.events.insert(handle, Event { context, last: None });
+        unsafe { *event = handle };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuEventDestroy_v2(event: Handle) -> Code {
+    release(|driver| {
+        let context = driver.event(event).context;
+        driver.in_context(context);
+        driver.events.remove(&event);
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> Code {
+    call(|driver| {
+        if driver.stream(stream).context != driver.event(event).context {
+            misuse("an event of one device recorded on a stream of another");
+        }
+        let record = driver.handle();
+        driver.enqueue(stream, Work::Record { record });
+        let clock = driver.streams[&stream].clock.clone();
+        driver.records.insert(record, Record { clock, time: 0, done: false });
+        driver.event(event).last = Some(record);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuEventQuery(event: Handle) -> Code {
+    call(|driver| {
+        let context = driver.event(event).context;
+        driver.in_context(context);
+        let Some(record) = driver.event(event).last else { return Ok(()) };
+        if !driver.records[&record].done {
+            return Err(NOT_READY);
+        }
+        driver.seen(record);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuEventSynchronize(event: Handle) -> Code {
+    waited();
+    call(|driver| {
+        let context = driver.event(event).context;
+        driver.in_context(context);
+        let Some(record) = driver.event(event).last else { return Ok(()) };
+        driver.run_until(|driver| driver.records[&record].done);
+        driver.seen(record);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> Code {
+    call(|driver| {
+        let context = driver.current();
+        (bytes > 0).then_some(()).ok_or(INVALID_VALUE)?;
+        let allocated = driver.allocate(context, bytes as u64).ok_or(OUT_OF_MEMORY)?;
+        unsafe { *address = allocated };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemFree_v2(address: u64) -> Code {
+    release(|driver| {
+        let Some(memory) = driver.memory.remove(&address) else {
+            misuse("device memory freed that does not exist, or no longer");
+        };
+        driver.in_context(memory.context);
+        if !memory.uses.lie_before(&driver.host, true) {
+            misuse("device memory freed before the host has seen the end of the work that uses it");
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, _flags: c_uint) -> Code {
+    call(|driver| {
+        let context = driver.current();
+        (bytes > 0).then_some(()).ok_or(INVALID_VALUE)?;
+        let held: usize = driver.locked.values().map(|block| block.memory.len()).sum();
+        (held as u64 + bytes as u64 <= driver.page_lock_limit).then_some(()).ok_or(OUT_OF_MEMORY)?;
+        let mut memory = vec![0xDD; bytes].into_boxed_slice();
+        let start = memory.as_mut_ptr();
+        driver.allocations += 1;
+        driver.locked.insert(start as usize, Locked { context, memory, uses: Uses::default() });
+        unsafe { *pointer = start.cast() };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> Code {
+    release(|driver| {
+        let Some(block) = driver.locked.remove(&(pointer as usize)) else {
+            misuse("page-locked memory freed that does not exist, or no longer");
+        };
+        driver.in_context(block.context);
+        if !block.uses.lie_before(&driver.host, true) {
+            misuse("page-locked memory freed before the host has seen the end of the copies that use it");
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemcpyHtoDAsync_v2(into: u64, from: *const c_void, length: usize, stream: Handle) -> Code {
+    call(|driver| {
+        if !driver.is_page_locked(from as usize, length) {
+            misuse("an asynchronous copy from memory that is not page-locked");
+        }
+        let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), length) }.to_vec();
+        let work = Work::ToDevice { into, from: from as usize, bytes };
+        driver.use_memory(stream, (into, length), Some(from as usize), true, work);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemcpyDtoHAsync_v2(into: *mut c_void, from: u64, length: usize, stream: Handle) -> Code {
+    call(|driver| {
+        let work = Work::ToHost { into: into as usize, from, length };
+        driver.use_memory(stream, (from, length), Some(into as usize), false, work);
+        Ok(())
+    })
+}
+
+/// A kernel that reads `length` bytes at `from` and, when it runs, compares them with what `expected` holds now.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mm_fake_cuda_kernel(stream: Handle, from: u64, expected: *const u8, length: usize) {
+    let mut driver = lock();
+    let expected = unsafe { std::slice::from_raw_parts(expected, length) }.to_vec();
+    driver.use_memory(stream, (from, length), None, false, Work::Kernel { from, expected });
+}
