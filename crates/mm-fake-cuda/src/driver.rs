@@ -117,6 +117,7 @@ pub(crate) fn release(body: impl FnOnce(&mut Driver)) -> Code {
     let mut driver = lock();
     let told = driver.count();
     body(&mut driver);
+    driver.forget();
     told.unwrap_or(SUCCESS)
 }
 
@@ -152,6 +153,15 @@ impl Driver {
         let fails = number == at || (forever && number > at);
         self.faulted |= fails;
         fails.then_some(code)
+    }
+
+    /// Where nothing is left that anything could be ordered after, what was is forgotten.
+    fn forget(&mut self) {
+        if self.streams.is_empty() && self.events.is_empty() && self.memory.is_empty() && self.locked.is_empty() {
+            self.host = Clock::new();
+            self.records.clear();
+            self.ran.clear();
+        }
     }
 
     pub(crate) fn random(&mut self, below: u64) -> u64 {

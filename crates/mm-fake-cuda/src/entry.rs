@@ -97,12 +97,14 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Code {
             return;
         }
         let context = device as Handle + 1;
-        let lives = driver.streams.values().any(|s| s.context == context)
-            || driver.events.values().any(|e| e.context == context)
-            || driver.memory.values().any(|m| m.context == context)
-            || driver.locked.values().any(|l| l.context == context);
-        if lives {
-            misuse("a context was released before what belongs to it");
+        let lives = [
+            (driver.streams.values().filter(|s| s.context == context).count(), "streams"),
+            (driver.events.values().filter(|e| e.context == context).count(), "events"),
+            (driver.memory.values().filter(|m| m.context == context).count(), "device allocations"),
+            (driver.locked.values().filter(|l| l.context == context).count(), "page-locked blocks"),
+        ];
+        if let Some((count, what)) = lives.into_iter().find(|(count, _)| *count > 0) {
+            misuse(&format!("a context was released before what belongs to it: {count} {what}"));
         }
     })
 }
@@ -327,10 +329,14 @@ extern "C" fn cuMemcpyDtoHAsync_v2(into: *mut c_void, from: u64, length: usize, 
     })
 }
 
-/// A kernel that reads `length` bytes at `from` and, when it runs, compares them with what `expected` holds now.
+/// A kernel that reads `length` bytes at `from` and, when it runs, compares them with what `expected` holds now. It is no call of
+/// CUDA's: it does not fail when told to, and binds the stream's context while it lasts.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mm_fake_cuda_kernel(stream: Handle, from: u64, expected: *const u8, length: usize) {
     let mut driver = lock();
     let expected = unsafe { std::slice::from_raw_parts(expected, length) }.to_vec();
+    let context = driver.streams.get(&stream).map_or(0, |s| s.context);
+    let bound = CURRENT.replace(context);
     driver.use_memory(stream, (from, length), None, false, Work::Kernel { from, expected });
+    CURRENT.set(bound);
 }

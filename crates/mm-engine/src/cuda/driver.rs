@@ -124,9 +124,9 @@ impl Gpu {
     }
 
     /// # Safety
-    /// `address` comes from [`Gpu::allocate`], is freed once, and nothing enqueued uses it: [`Gpu::settle`] came before.
+    /// `address` comes from [`Gpu::allocate`], is freed once, and nothing enqueued uses it: this thread called [`Gpu::settle`]
+    /// just before, which bound the context.
     pub(super) unsafe fn free(&self, address: u64) -> Result<()> {
-        self.bind()?;
         // SAFETY: the caller's promise is this call's. Where it fails the memory is not freed again: the driver may have.
         unsafe { result::free_sync(address) }.map_err(|e| lost("cuMemFree", e))
     }

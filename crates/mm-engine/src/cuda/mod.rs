@@ -61,8 +61,8 @@ struct Shared {
     memory: Mutex<DeviceMemory>,
     /// The first error of a call that could not return it; the next call that can reports it.
     deferred: Mutex<Option<EngineError>>,
-    /// Allocations that could not be freed, because nobody knows whether the driver still uses them.
-    kept: Mutex<Vec<u64>>,
+    /// Address and bytes of what could not be freed yet, because nobody knows whether the driver still uses it.
+    kept: Mutex<Vec<(u64, u64)>>,
 }
 
 /// Device memory: an allocation of its own. Dropping it waits for both streams and gives it back.
@@ -212,30 +212,36 @@ impl Shared {
         self.deferred.lock().get_or_insert(error);
     }
 
+    /// Gives back what this buffer, and earlier ones that had to be kept, held.
     fn release(&self, address: u64, bytes: u64) {
-        if address != 0 {
-            if let Err(error) = self.gpu.settle() {
-                // Whether a copy or a kernel still uses it is not known: it is kept, and stays in the account.
-                self.kept.lock().push(address);
-                return self.defer(error);
-            }
+        let mut kept = self.kept.lock();
+        kept.push((address, bytes));
+        if let Err(error) = self.gpu.settle() {
+            // Whether a copy or a kernel still uses them is not known: they are kept, and stay in the account.
+            return self.defer(error);
+        }
+        for (address, bytes) in kept.drain(..) {
             if let Err(error) = self.free(address) {
                 self.defer(error);
             }
+            let in_use = {
+                let mut memory = self.memory.lock();
+                memory.in_use = memory.in_use.saturating_sub(bytes);
+                memory.in_use
+            };
+            self.timeline.freed(bytes, in_use);
         }
-        let in_use = {
-            let mut memory = self.memory.lock();
-            memory.in_use = memory.in_use.saturating_sub(bytes);
-            memory.in_use
-        };
-        self.timeline.freed(bytes, in_use);
     }
 
     /// Both streams must have settled since its last use.
     #[allow(unsafe_code)]
     fn free(&self, address: u64) -> Result<()> {
-        // SAFETY: the address came from `Gpu::allocate` (buffers hold no other), it is freed once (by the buffer's drop, or from
-        // `kept`, into which that drop moved it), and the caller settled both streams; no buffer exists that could enqueue more.
+        if address == 0 {
+            return Ok(());
+        }
+        // SAFETY: the address came from `Gpu::allocate` (buffers hold no other), it is freed once (it comes from `kept`, into
+        // which its buffer's drop moved it), and the caller settled both streams after that; no buffer exists that could
+        // enqueue more.
         unsafe { self.gpu.free(address) }
     }
 }
@@ -245,7 +251,7 @@ impl Drop for Shared {
         let kept = std::mem::take(self.kept.get_mut());
         // One last time; otherwise it is better leaked than freed.
         if !kept.is_empty() && self.gpu.settle().is_ok() {
-            for address in kept {
+            for (address, _) in kept {
                 // Nobody is left to hear of an error.
                 let _ = self.free(address);
             }

@@ -119,8 +119,6 @@ impl TestDevice for FakeCuda {
             return false;
         }
         let stream = self.cuda.compute_stream();
-        // What a tensor library does before it launches.
-        stream.context().bind_to_thread().expect("the context is alive");
         driver().kernel(stream.cu_stream() as u64, buffer.address() + offset as u64, expected);
         true
     }

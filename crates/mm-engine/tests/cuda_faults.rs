@@ -1,0 +1,209 @@
+//! Every call of the driver fails once, and from there on for ever: the error is told in the driver's words or the run is right,
+//! nothing leaks (the fake driver looks at exit), nothing hangs, and the next run is right.
+
+mod common;
+
+use common::{
+    Rig, TestDevice, even,
+    fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, OUT_OF_MEMORY, driver, is_told},
+    placement, plan_of, policy,
+};
+use mm_engine::{Device, EngineError, Staging};
+use mm_plan::Strategy;
+use parking_lot::{Mutex, MutexGuard};
+
+const ROOMY: u64 = 1 << 24;
+/// Small, so that slabs go through it in pieces, and its buffers are used again and again.
+const STAGING: Staging = Staging { buffers: 2, bytes: 512, limit: 1 << 20 };
+
+/// One driver, whose faults hit whoever calls: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let guard = ALONE.lock();
+    // Whatever a test that failed left behind.
+    driver().fail(NEVER, 0, 0);
+    driver().capacity(1 << 30);
+    guard
+}
+
+/// Streams, has residents, is a whole: three components that take turns on the device.
+fn rig(seed: u64) -> Rig<FakeCuda> {
+    driver().seed(seed);
+    let mut whole = even("vae", 0);
+    whole.stacks.clear();
+    let device = FakeCuda::open(0, ROOMY, STAGING).unwrap();
+    let rig = Rig::on(device, ROOMY, Strategy::Auto, &[even("text_encoder", 3), even("transformer", 4), whole]);
+    let plans = [(vec![false; 3], 2), (vec![true, false, false, false], 2), (vec![], 0)];
+    let placements =
+        rig.modules.iter().zip(plans).map(|(m, (resident, slots))| placement(m.description(), &resident, slots));
+    rig.manager.apply_plan(plan_of(placements.collect())).unwrap();
+    rig
+}
+
+/// A request: encode, two denoising steps, decode.
+fn request(rig: &Rig<FakeCuda>) -> Result<(), EngineError> {
+    rig.pass(0, 0..3)?;
+    rig.pass(1, 0..4)?;
+    rig.pass(1, 0..4)?;
+    rig.pass(2, [])
+}
+
+fn calls_of_a_request() -> u64 {
+    let rig = rig(1);
+    driver().fail(NEVER, 0, 0);
+    request(&rig).unwrap();
+    let calls = driver().calls();
+    rig.finish();
+    calls
+}
+
+/// Takes everything down; what could not be told earlier is no surprise after a fault.
+fn finish(rig: Rig<FakeCuda>) {
+    rig.device.cuda.take_error();
+    rig.finish();
+}
+
+#[test]
+fn the_nth_call_fails_once() {
+    let _alone = alone();
+    let calls = calls_of_a_request();
+    assert!(calls > 300, "{calls}");
+    let live = driver().live();
+    let (mut told, mut right) = (0, 0);
+    for at in 0..calls {
+        for code in [ILLEGAL_ADDRESS, OUT_OF_MEMORY] {
+            let rig = rig(at);
+            driver().fail(at, code, 0);
+            match request(&rig) {
+                Ok(()) => right += 1,
+                Err(error) if code == ILLEGAL_ADDRESS => {
+                    assert!(is_told(&error), "call {at}: {error}");
+                    told += 1;
+                }
+                Err(error) => assert!(is_memory(&error), "call {at}: {error}"),
+            }
+            driver().fail(NEVER, 0, 0);
+            rig.device.set_frozen(false);
+            rig.device.cuda.take_error();
+            request(&rig).unwrap_or_else(|error| panic!("after a fault at call {at}: {error}"));
+            finish(rig);
+            assert_eq!(driver().live(), live, "after a fault at call {at}");
+        }
+    }
+    assert!(told > 50 && right > 50, "{told} told, {right} right, of {calls}");
+}
+
+/// Out of memory is told as such where memory was asked for, else in the driver's words.
+fn is_memory(error: &EngineError) -> bool {
+    match error {
+        EngineError::NotNow { .. } => true,
+        EngineError::DeviceLost { reason } => reason.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"),
+        _ => false,
+    }
+}
+
+/// A device that was lost is built anew.
+#[test]
+fn every_call_fails_from_the_nth_on() {
+    let _alone = alone();
+    let calls = calls_of_a_request();
+    let live = driver().live();
+    for at in 0..calls {
+        let rig = rig(at);
+        driver().fail(at, ILLEGAL_ADDRESS, 1);
+        match request(&rig) {
+            Ok(()) => assert!(at + 40 > calls, "a dead device from call {at} went unnoticed"),
+            Err(error) => assert!(is_told(&error), "call {at}: {error}"),
+        }
+        let Rig { device, manager, modules, racks, registrations } = rig;
+        // Taken down while the driver still fails: what can't be known to be free is kept, and freed when it answers again.
+        if at % 2 == 0 {
+            drop(registrations);
+            drop((manager, modules, racks));
+            driver().fail(NEVER, 0, 0);
+        } else {
+            driver().fail(NEVER, 0, 0);
+            drop(registrations);
+            drop((manager, modules, racks));
+        }
+        drop(device);
+        assert_eq!(driver().live(), live, "after a device lost at call {at}");
+        if at % 8 == 0 {
+            let rig = self::rig(at);
+            request(&rig).unwrap_or_else(|error| panic!("a new device after one lost at call {at}: {error}"));
+            rig.finish();
+        }
+    }
+}
+
+#[test]
+fn a_device_that_fails_while_it_is_opened_leaves_nothing() {
+    let _alone = alone();
+    // Whoever is first initializes the driver.
+    drop(FakeCuda::open(0, ROOMY, STAGING).unwrap());
+    driver().fail(NEVER, 0, 0);
+    let device = FakeCuda::open(0, ROOMY, STAGING).unwrap();
+    let calls = driver().calls();
+    drop(device);
+    let live = driver().live();
+    let mut failed = 0;
+    for at in 0..calls {
+        for code in [ILLEGAL_ADDRESS, OUT_OF_MEMORY] {
+            driver().fail(at, code, 0);
+            match FakeCuda::open(0, ROOMY, STAGING) {
+                Ok(device) => drop(device),
+                Err(error) => {
+                    failed += 1;
+                    let is_lock = matches!(error, EngineError::PageLock { .. });
+                    assert!(is_told(&error) || is_memory(&error) || is_lock, "call {at}: {error}");
+                }
+            }
+            driver().fail(NEVER, 0, 0);
+            assert_eq!(driver().live(), live, "after a fault at call {at} of opening");
+        }
+    }
+    assert!(failed > 10, "{failed}");
+}
+
+#[test]
+fn out_of_memory_at_every_allocation_is_told_and_nothing_is_held() {
+    let _alone = alone();
+    let rig = rig(5);
+    let planned = rig.manager.plan().unwrap().component("transformer").unwrap().engine_bytes;
+    let mut refused = 0;
+    // A card that is fuller than the budget says, by ever less.
+    for capacity in (0..=planned).step_by(64) {
+        driver().capacity(capacity);
+        match rig.begin(1) {
+            Ok(run) => {
+                assert_eq!(capacity, planned, "a plan of {planned} bytes ran in {capacity}");
+                rig.lease_each(1, 0..4).unwrap();
+                run.complete().unwrap();
+            }
+            Err(error) => {
+                refused += 1;
+                let is_right = matches!(error, EngineError::NotNow { free, need } if free < need && free <= capacity);
+                assert!(is_right, "{error}");
+                assert_eq!((rig.device.memory().in_use, driver().device_bytes()), (0, 0));
+            }
+        }
+    }
+    assert_eq!(refused, planned.div_ceil(64));
+    driver().capacity(1 << 30);
+    request(&rig).unwrap();
+    rig.finish();
+}
+
+#[test]
+fn what_is_over_the_budget_is_refused_before_the_driver_is_asked() {
+    let _alone = alone();
+    let rig = Rig::on(FakeCuda::open(1, ROOMY, STAGING).unwrap(), ROOMY, Strategy::Auto, &[even("transformer", 3)]);
+    rig.manager.set_policy(policy(Strategy::GroupOffload));
+    let calls = driver().calls();
+    for bytes in [ROOMY + 4, u64::MAX - 3] {
+        let error = rig.device.allocate(mm_plan::DType::F32, bytes).err().unwrap();
+        assert!(matches!(error, EngineError::OverBudget { need, .. } if need == bytes), "{error}");
+    }
+    assert_eq!(driver().calls(), calls);
+    rig.finish();
+}
