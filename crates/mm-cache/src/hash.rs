@@ -4,8 +4,11 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::digest::ContentId;
 use crate::reading::read_exact_at;
@@ -14,6 +17,26 @@ use crate::reading::read_exact_at;
 /// the widest vector unit takes at once. Of 32 KiB to 4 MiB this was the fastest. A power of two of chunks, as a
 /// subtree has to be.
 const LEAF: u64 = 64 << 10;
+
+/// Hashing has threads of its own. In a pool that also runs a caller's work, a thread that waits for its half of a tree may
+/// begin something else of the caller's meanwhile, which may wait for what this one holds.
+static POOL: LazyLock<Option<ThreadPool>> = LazyLock::new(|| ThreadPoolBuilder::new().build().ok());
+
+/// Runs `work` on those threads; on this one alone where it belongs to another pool, or where there are no threads to be had.
+pub(crate) fn on_all_cores<T: Send>(work: impl FnOnce(Cores) -> T + Send) -> T {
+    match &*POOL {
+        Some(pool) if pool.current_thread_index().is_some() => work(Cores::All),
+        Some(pool) if rayon::current_thread_index().is_none() => pool.install(|| work(Cores::All)),
+        _ => work(Cores::One),
+    }
+}
+
+/// How many threads may share the work.
+#[derive(Clone, Copy)]
+pub(crate) enum Cores {
+    All,
+    One,
+}
 
 thread_local! {
     static LEAF_BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -29,25 +52,32 @@ pub(crate) fn hash_range(file: &File, range: Range<u64>, progress: &(dyn Fn(u64)
         let reason = format!("a range of bytes that ends at {} before it begins at {}", range.end, range.start);
         return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
     };
-    let tree = Tree { file, start: range.start, progress };
-    if length <= LEAF {
-        return tree.leaf(0, length, |bytes| blake3::hash(bytes).into());
-    }
-    let (left, right) = tree.halves(0, length)?;
-    Ok(merge_subtrees_root(&left, &right, Mode::Hash).into())
+    on_all_cores(|cores| {
+        let tree = Tree { file, start: range.start, cores, progress };
+        if length <= LEAF {
+            return tree.leaf(0, length, |bytes| blake3::hash(bytes).into());
+        }
+        let (left, right) = tree.halves(0, length)?;
+        Ok(merge_subtrees_root(&left, &right, Mode::Hash).into())
+    })
 }
 
 struct Tree<'a> {
     file: &'a File,
     /// Where the hashed stretch begins in the file.
     start: u64,
+    cores: Cores,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl Tree<'_> {
     fn halves(&self, offset: u64, length: u64) -> io::Result<(ChainingValue, ChainingValue)> {
         let left = left_subtree_len(length);
-        let (left, right) = rayon::join(|| self.subtree(offset, left), || self.subtree(offset + left, length - left));
+        let halves = (|| self.subtree(offset, left), || self.subtree(offset + left, length - left));
+        let (left, right) = match self.cores {
+            Cores::All => rayon::join(halves.0, halves.1),
+            Cores::One => (halves.0(), halves.1()),
+        };
         Ok((left?, right?))
     }
 

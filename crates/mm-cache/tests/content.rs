@@ -127,3 +127,20 @@ fn a_file_truncated_while_it_is_hashed_is_an_error_or_whole() {
     fs::write(&path, &whole).expect("writes");
     assert_eq!(content_id(&path).expect("hashes"), ContentId::of(&whole));
 }
+
+/// A caller's threads may all be waiting for what hashing is to bring.
+#[test]
+fn hashing_needs_no_thread_of_the_callers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("large");
+    let bytes = vec![7; 5 << 20];
+    fs::write(&path, &bytes).expect("writes");
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
+    rayon::spawn_broadcast(move |_| drop(wait.lock().map(|wait| wait.recv())));
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(content_id(&path)));
+    let id = is_done.recv_timeout(std::time::Duration::from_secs(60));
+    drop(go);
+    assert_eq!(id.expect("hashing waits for threads that wait").expect("hashes"), ContentId::of(&bytes));
+}

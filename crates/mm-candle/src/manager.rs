@@ -11,7 +11,7 @@ use mm_cache::{Ask, Index, LoadError, LoadParams, WeightStore, Weights};
 use mm_engine::{EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
 use mm_plan::{Component as Description, Machine, Policy};
 use parking_lot::ReentrantMutex;
-use std::{any::type_name, cell::RefCell, ops::Deref, sync::Arc};
+use std::{any::TypeId, cell::RefCell, ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
 #[derive(Clone)]
@@ -54,7 +54,8 @@ impl Manager {
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.engine.weights().open(&spec.files)?;
         let key = spec.config.as_ref().map(|config| {
-            let config = format!("{}\n{config}", type_name::<M>());
+            // By its id, as two types may have one name.
+            let config = format!("{:?} {}\n{config}", TypeId::of::<M>(), spec.lazy);
             weights.key(&LoadParams { dtype: spec.dtype.as_str(), device: "cpu", config: config.as_bytes() })
         });
         let loaded = match key {

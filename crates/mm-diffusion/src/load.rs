@@ -39,7 +39,7 @@ pub struct LoadOptions {
     /// What requests will look like; planning weighs the components by it.
     pub passes: Passes,
     /// What tells this pipeline's components from those of others with the same manager: they are called
-    /// `NAME.transformer`, and each is active alone. `None`: plainly `transformer`.
+    /// `NAME.transformer`, and each is active alone but for those shared with a pipeline without a name. `None`: plainly `transformer`.
     pub name: Option<String>,
 }
 

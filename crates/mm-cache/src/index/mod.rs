@@ -18,7 +18,7 @@ use rayon::prelude::*;
 
 use crate::content::{ContentError, files_under, id_of};
 use crate::digest::ContentId;
-use crate::hash::hash_range;
+use crate::hash::{Cores, hash_range, on_all_cores};
 use crate::identity::Identity;
 use crate::index::store::Store;
 use crate::reading::open_regular;
@@ -183,11 +183,14 @@ impl Index {
     pub fn tensor_ids(&self, file: &File, ranges: &[Range<u64>]) -> io::Result<Vec<ContentId>> {
         let (identity, (ids, new, is_lasting)) = unchanged(file, |identity, now| {
             let known = self.store.tensors(identity, ranges);
-            let ids = ranges.par_iter().zip(known).map(|(range, known)| match known {
+            let id = |(range, known): (&Range<u64>, Option<ContentId>)| match known {
                 Some(id) => Ok((id, false)),
                 None => hash_range(file, range.clone(), &|bytes| self.hashed(bytes, &|_| {})).map(|id| (id, true)),
-            });
-            let ids: Vec<(ContentId, bool)> = ids.collect::<io::Result<_>>()?;
+            };
+            let ids: Vec<(ContentId, bool)> = on_all_cores(|cores| match cores {
+                Cores::All => ranges.par_iter().zip(known).map(id).collect::<io::Result<_>>(),
+                Cores::One => ranges.iter().zip(known).map(id).collect(),
+            })?;
             let new: Vec<_> = ranges.iter().zip(&ids).filter(|(_, (_, is_new))| *is_new).collect();
             let new: Vec<_> = new.into_iter().map(|(range, (id, _))| (range.clone(), *id)).collect();
             Ok((ids, new, identity.is_settled(now, self.margin)))

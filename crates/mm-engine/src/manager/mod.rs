@@ -292,9 +292,10 @@ impl<D: Device> ModelManager<D> {
         let modules = state.registry.clear()?;
         (state.policy, state.given, state.plan) = (Policy::default(), None, None);
         state.overrides.clear();
-        self.cache.clear();
         let outcome = modules.iter().map(|module| module.unload()).fold(Ok(()), Result::and);
         drop(state);
+        // What is cached may hold registrations, which take the lock too.
+        self.cache.clear();
         outcome
     }
 
