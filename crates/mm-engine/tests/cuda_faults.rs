@@ -72,7 +72,7 @@ fn the_nth_call_fails_once() {
     let live = driver().live();
     let (mut told, mut right) = (0, 0);
     for at in 0..calls {
-        // Memory may run out wherever it is asked for; elsewhere a sample will do.
+        // Out of memory as well, at a sample of them: at every allocation it is tried below.
         let codes: &[i32] = if at % 3 == 0 { &[ILLEGAL_ADDRESS, OUT_OF_MEMORY] } else { &[ILLEGAL_ADDRESS] };
         for code in codes.iter().copied() {
             let rig = rig(at);
