@@ -1,5 +1,6 @@
 //! The fake driver ends a program at each thing that no CUDA program may do, and a machine without a driver gets an error.
 //! Each case is a child process.
+#![cfg(target_os = "linux")] // The fake driver is found by its name inside, as glibc's loader does it.
 
 mod common;
 
