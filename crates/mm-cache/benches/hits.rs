@@ -67,7 +67,7 @@ impl Hits for QuickCache {
     }
 }
 
-#[divan::bench(types = [LoadCache, Moka, QuickCache])]
+#[divan::bench(types = [LoadCache, Moka, QuickCache], sample_count = 100, sample_size = 10_000)]
 fn one<C: Hits>(bencher: Bencher<'_, '_>) {
     let cache = C::filled();
     let mut keys = NAMES.iter().cycle();
