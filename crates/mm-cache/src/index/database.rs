@@ -82,7 +82,11 @@ impl Database {
         // which homes on network file systems do not have, and a journal that stays open is not missed when the
         // database is deleted below us.
         database.connection.busy_handler(Some(wait))?;
-        if let Found::Nothing = found(&database.connection)? {
+        // One state of it, as another process may be making it right now.
+        let state = database.connection.unchecked_transaction()?;
+        let found = found(&state)?;
+        state.finish()?;
+        if let Found::Nothing = found {
             database.create()?;
         }
         // What is lost by a power loss is hashed again.
