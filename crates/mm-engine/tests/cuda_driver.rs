@@ -94,7 +94,8 @@ fn one_misuse() {
     let case = std::env::var(CASE).unwrap_or_default();
     driver().seed(0);
     let context = CudaContext::new(0).unwrap();
-    // Misuse is the point: nothing here is safe, and the driver ends the program where it is not.
+    // SAFETY: none, and that is the point: each case misuses the driver, a fake one over host memory, which ends this child
+    // process instead of carrying the call out.
     unsafe {
         let bench = Bench {
             compute: context.new_stream().unwrap(),
@@ -122,6 +123,7 @@ fn one_misuse() {
 }
 
 #[allow(unsafe_code, unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+// SAFETY: as where it is called: the fake driver ends the process at the call that is not sound.
 unsafe fn misuse(case: &str, bench: &Bench) {
     let Bench { context, compute, copies, locked, memory } = bench;
     let locked_bytes = std::slice::from_raw_parts(locked.cast::<u8>(), 64);
@@ -172,6 +174,7 @@ unsafe fn misuse(case: &str, bench: &Bench) {
         }
         "no_context" => std::thread::scope(|scope| {
             let address = *memory;
+            // SAFETY: as above; no context is bound on this thread, and so the driver ends the process.
             scope.spawn(move || unsafe { result::free_sync(address) }).join().unwrap().unwrap();
         }),
         "other_context" => {

@@ -10,6 +10,12 @@ use crate::{
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+/// Gives an answer where the caller wants it.
+fn answer<T>(place: *mut T, value: T) {
+    // SAFETY: CUDA asks of whoever calls an entry point that each place it names for an answer can be written to.
+    unsafe { place.write(value) };
+}
+
 fn waited() {
     HOST_WAITS.set(HOST_WAITS.get() + 1);
 }
@@ -30,13 +36,13 @@ fn texts(code: Code) -> (&'static CStr, &'static CStr) {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorName(code: Code, text: *mut *const c_char) -> Code {
-    unsafe { *text = texts(code).0.as_ptr() };
+    answer(text, texts(code).0.as_ptr());
     SUCCESS
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorString(code: Code, text: *mut *const c_char) -> Code {
-    unsafe { *text = texts(code).1.as_ptr() };
+    answer(text, texts(code).1.as_ptr());
     SUCCESS
 }
 
@@ -45,6 +51,7 @@ extern "C" fn cuInit(_flags: c_uint) -> Code {
     call(|driver| {
         if !driver.initialized {
             driver.initialized = true;
+            // SAFETY: what runs at exit is a function of this library, which is never unloaded.
             unsafe { libc::atexit(driver::at_exit) };
         }
         Ok(())
@@ -55,7 +62,7 @@ extern "C" fn cuInit(_flags: c_uint) -> Code {
 unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> Code {
     call(|driver| {
         driver.initialized.then_some(()).ok_or(NOT_INITIALIZED)?;
-        unsafe { *count = DEVICES };
+        answer(count, DEVICES);
         Ok(())
     })
 }
@@ -65,7 +72,7 @@ unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Code {
     call(|driver| {
         driver.initialized.then_some(()).ok_or(NOT_INITIALIZED)?;
         (0..DEVICES).contains(&ordinal).then_some(()).ok_or(INVALID_DEVICE)?;
-        unsafe { *device = ordinal };
+        answer(device, ordinal);
         Ok(())
     })
 }
@@ -74,7 +81,7 @@ unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Code {
 unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _attribute: c_uint, _device: c_int) -> Code {
     call(|_| {
         // What cudarc asks: whether there are memory pools.
-        unsafe { *value = 0 };
+        answer(value, 0);
         Ok(())
     })
 }
@@ -83,7 +90,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _attribute: c_uint,
 unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> Code {
     call(|driver| {
         driver.retained[device as usize] += 1;
-        unsafe { *context = device as Handle + 1 };
+        answer(context, device as Handle + 1);
         Ok(())
     })
 }
@@ -112,7 +119,7 @@ extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> Code {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuCtxGetCurrent(context: *mut Handle) -> Code {
     call(|_| {
-        unsafe { *context = CURRENT.get() };
+        answer(context, CURRENT.get());
         Ok(())
     })
 }
@@ -143,8 +150,8 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Cod
     call(|driver| {
         let context = driver.current();
         let used: usize = driver.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len()).sum();
-        unsafe { *free = (driver.capacity as usize).saturating_sub(used) };
-        unsafe { *total = driver.capacity as usize };
+        answer(free, (driver.capacity as usize).saturating_sub(used));
+        answer(total, driver.capacity as usize);
         Ok(())
     })
 }
@@ -154,7 +161,7 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut Handle, _flags: c_uint) -> Code
     call(|driver| {
         let (context, handle) = (driver.current(), driver.handle());
         driver.streams.insert(handle, Stream { context, ..Stream::default() });
-        unsafe { *stream = handle };
+        answer(stream, handle);
         Ok(())
     })
 }
@@ -198,7 +205,7 @@ unsafe extern "C" fn cuEventCreate(event: *mut Handle, _flags: c_uint) -> Code {
     call(|driver| {
         let (context, handle) = (driver.current(), driver.handle());
         driver.events.insert(handle, Event { context, last: None });
-        unsafe { *event = handle };
+        answer(event, handle);
         Ok(())
     })
 }
@@ -260,7 +267,7 @@ unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> Code {
         let context = driver.current();
         (bytes > 0).then_some(()).ok_or(INVALID_VALUE)?;
         let allocated = driver.allocate(context, bytes as u64).ok_or(OUT_OF_MEMORY)?;
-        unsafe { *address = allocated };
+        answer(address, allocated);
         Ok(())
     })
 }
@@ -289,7 +296,7 @@ unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, _fl
         let start = memory.as_mut_ptr();
         driver.allocations += 1;
         driver.locked.insert(start as usize, Locked { context, memory, uses: Uses::default() });
-        unsafe { *pointer = start.cast() };
+        answer(pointer, start.cast());
         Ok(())
     })
 }
@@ -313,6 +320,7 @@ unsafe extern "C" fn cuMemcpyHtoDAsync_v2(into: u64, from: *const c_void, length
         if !driver.is_page_locked(from as usize, length) {
             misuse("an asynchronous copy from memory that is not page-locked");
         }
+        // SAFETY: it lies in a block of this driver's, asked just above, which nobody frees while the driver is locked.
         let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), length) }.to_vec();
         let work = Work::ToDevice { into, from: from as usize, bytes };
         driver.use_memory(stream, (into, length), Some(from as usize), true, work);
@@ -334,6 +342,7 @@ extern "C" fn cuMemcpyDtoHAsync_v2(into: *mut c_void, from: u64, length: usize, 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn mm_fake_cuda_kernel(stream: Handle, from: u64, expected: *const u8, length: usize) {
     let mut driver = lock();
+    // SAFETY: the test that calls this gives the address and length of a slice that it holds.
     let expected = unsafe { std::slice::from_raw_parts(expected, length) }.to_vec();
     let context = driver.streams.get(&stream).map_or(0, |s| s.context);
     let bound = CURRENT.replace(context);

@@ -109,7 +109,8 @@ impl Driver {
                 if !self.is_page_locked(from, bytes.len()) {
                     misuse("memory was unlocked or freed before the copy from it ran");
                 }
-                // Page-locked and alive: it lies in a block of this driver's.
+                // SAFETY: page-locked and alive, asked just above: it lies in a block of this driver's, which nobody frees while
+                // the driver is locked.
                 let now = unsafe { std::slice::from_raw_parts(from as *const u8, bytes.len()) };
                 if now != bytes {
                     misuse("memory was changed before the copy from it ran");
@@ -123,6 +124,7 @@ impl Driver {
                     misuse("memory was unlocked or freed before the copy into it ran");
                 }
                 let bytes = self.device_bytes(from, length);
+                // SAFETY: as for a copy to the device; the caller of the copy promised CUDA not to use it meanwhile.
                 unsafe { std::slice::from_raw_parts_mut(into as *mut u8, length) }.copy_from_slice(bytes);
             }
             Work::Kernel { from, expected } => {

@@ -14,7 +14,7 @@ use std::{
 
 /// The fake driver's own entry points.
 pub struct Driver {
-    library: Library,
+    loaded: Library,
 }
 
 /// Loads the fake driver, once, before cudarc looks for one: it then finds no other.
@@ -30,7 +30,7 @@ pub fn driver() -> &'static Driver {
         // SAFETY: the symbol is not used.
         let is_fake = unsafe { named.get::<*const c_void>("mm_fake_cuda_calls") }.is_ok();
         assert!(is_fake, "the loader finds another driver than the fake one");
-        Driver { library }
+        Driver { loaded: library }
     })
 }
 
@@ -40,7 +40,7 @@ macro_rules! entry {
         pub fn $name(&self, $($arg: $type),*) $(-> $out)? {
             type Entry = unsafe extern "C" fn($($type),*) $(-> $out)?;
             // SAFETY: the fake driver has this entry point with this signature (its `control.rs`).
-            let entry = unsafe { self.library.get::<Entry>(concat!("mm_fake_cuda_", stringify!($name))) };
+            let entry = unsafe { self.loaded.get::<Entry>(concat!("mm_fake_cuda_", stringify!($name))) };
             let entry = entry.expect("an entry point of the fake driver");
             // SAFETY: it takes numbers and locks what it touches.
             unsafe { entry($($arg),*) }
@@ -71,7 +71,7 @@ impl Driver {
     pub fn kernel(&self, stream: u64, from: u64, expected: &[u8]) {
         type Entry = unsafe extern "C" fn(u64, u64, *const u8, usize);
         // SAFETY: the fake driver has this entry point with this signature (its `entry.rs`).
-        let entry = unsafe { self.library.get::<Entry>("mm_fake_cuda_kernel") }.expect("an entry point");
+        let entry = unsafe { self.loaded.get::<Entry>("mm_fake_cuda_kernel") }.expect("an entry point");
         // SAFETY: it copies `expected` before it returns.
         unsafe { entry(stream, from, expected.as_ptr(), expected.len()) };
     }
