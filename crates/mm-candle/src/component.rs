@@ -3,8 +3,8 @@
 use crate::{Error, plain::PlainBackend};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
-use mm_cache::{Key, Weights};
-use mm_engine::{EngineError, HostDevice, ModelManager, Module, Registration};
+use mm_cache::Weights;
+use mm_engine::{EngineError, HostDevice, ModelManager, Module, Registration, Share};
 use parking_lot::ReentrantMutex;
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
@@ -58,21 +58,7 @@ pub(crate) struct Managed {
 pub struct Component<M> {
     // The registration goes first: it takes the weights off the device.
     managed: Option<Managed>,
-    loaded: Arc<Loaded<M>>,
-    // And this last.
-    _forget: Option<Forget>,
-}
-
-/// Makes the manager forget a model that no component shares any more.
-pub(crate) struct Forget {
-    pub(crate) manager: Arc<ModelManager<HostDevice>>,
-    pub(crate) key: Key,
-}
-
-impl Drop for Forget {
-    fn drop(&mut self) {
-        self.manager.cache().remove_idle(&self.key);
-    }
+    loaded: Share<Loaded<M>, HostDevice>,
 }
 
 impl<M: Send> Component<M> {
@@ -83,18 +69,11 @@ impl<M: Send> Component<M> {
 
     fn alone(model: M, weights: Option<Arc<Weights>>) -> Self {
         let model = ReentrantMutex::new(RefCell::new(model));
-        Self { managed: None, loaded: Arc::new(Loaded { model, module: None, weights }), _forget: None }
+        Self { managed: None, loaded: Share::alone(Loaded { model, module: None, weights }) }
     }
 
-    /// Registers it with its manager. Where that fails, it is dropped as any component is.
-    pub(crate) fn managed(
-        loaded: Arc<Loaded<M>>,
-        forget: Option<Forget>,
-        register: impl FnOnce(&Loaded<M>) -> std::result::Result<Managed, Error>,
-    ) -> std::result::Result<Self, Error> {
-        let mut component = Self { managed: None, loaded, _forget: forget };
-        component.managed = Some(register(&component.loaded)?);
-        Ok(component)
+    pub(crate) const fn managed(loaded: Share<Loaded<M>, HostDevice>, managed: Managed) -> Self {
+        Self { managed: Some(managed), loaded }
     }
 
     /// The name it is registered under; `None`: nobody manages it.
@@ -104,7 +83,7 @@ impl<M: Send> Component<M> {
 
     /// Whether the other is this very model: loaded once, and on the device once.
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.loaded, &other.loaded)
+        self.loaded.is_same(&other.loaded)
     }
 
     /// Its weights; `None`: it was not loaded from files.

@@ -3,15 +3,15 @@
 use crate::{
     Component, Error, LoadSpec,
     build::build,
-    component::{Forget, Loaded, Managed},
+    component::{Loaded, Managed},
 };
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use mm_cache::{Ask, Index, LoadError, LoadParams, WeightStore, Weights};
+use mm_cache::{Index, LoadParams, WeightStore, Weights};
 use mm_engine::{EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
 use mm_plan::{Component as Description, Machine, Policy};
 use parking_lot::ReentrantMutex;
-use std::{any::TypeId, cell::RefCell, ops::Deref, sync::Arc};
+use std::{cell::RefCell, ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
 #[derive(Clone)]
@@ -53,29 +53,18 @@ impl Manager {
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.engine.weights().open(&spec.files)?;
-        let key = spec.config.as_ref().map(|config| {
-            // By its id, as two types may have one name.
-            let config = format!("{:?} {}\n{config}", TypeId::of::<M>(), spec.lazy);
-            weights.key(&LoadParams { dtype: spec.dtype.as_str(), device: "cpu", config: config.as_bytes() })
+        let config = spec.config.as_ref().map(|config| format!("{} {config}", spec.lazy));
+        let params = config.as_ref().map(|config| LoadParams {
+            dtype: spec.dtype.as_str(),
+            device: "cpu",
+            config: config.as_bytes(),
         });
-        let loaded = match key {
-            None => Arc::new(self.build(spec, weights, make)?),
-            Some(key) => {
-                let bytes: u64 = weights.tensors().map(mm_cache::TensorSlice::byte_len).sum();
-                let ask = Ask::new(key).named(spec.name.as_str());
-                let loaded = self.engine.cache().get_or_load(ask, |_| bytes, || self.build(spec, weights, make));
-                loaded.map_err(|error| match error {
-                    LoadError::Factory(error) => error,
-                    other => EngineError::Misuse(other.to_string()).into(),
-                })?
-            }
-        };
-        let forget = key.map(|key| Forget { manager: self.engine.clone(), key });
-        Component::managed(loaded, forget, |loaded| {
-            // There is one: it was built for this manager.
-            let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
-            Ok(Managed { manager: self.engine.clone(), registration: self.engine.register(&spec.name, module)? })
-        })
+        let build = || self.build(spec, weights.clone(), make);
+        let loaded = self.engine.share(&spec.name, &weights, params.as_ref(), build)?;
+        // There is one: it was built for this manager.
+        let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
+        let registration = self.engine.register(&spec.name, module)?;
+        Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }))
     }
 
     fn build<M: Send>(

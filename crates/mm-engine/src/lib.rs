@@ -88,6 +88,6 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
 pub use cudarc;
 pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
 pub use error::{EngineError, Result};
-pub use manager::{ModelManager, Registration, Run, StrategyOverride};
+pub use manager::{ModelManager, Registration, Run, Share, StrategyOverride};
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
 pub use slab::{ALIGN, Slab, align, dtype_of};

@@ -1,8 +1,8 @@
 //! A model that is reached only inside `run`.
 
 use crate::{Error, Result, build::CpuDevice, home::TchHomes, kind::kind_of};
-use mm_cache::{Key, TensorSlice, Weights};
-use mm_engine::{EngineError, ModelManager, Module, Registration, dtype_of};
+use mm_cache::{TensorSlice, Weights};
+use mm_engine::{EngineError, ModelManager, Module, Registration, Share, dtype_of};
 use parking_lot::ReentrantMutex;
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
 use tch::{
@@ -56,21 +56,7 @@ pub(crate) struct Managed {
 pub struct Component<M> {
     // The registration goes first: it takes the weights off the device.
     managed: Option<Managed>,
-    loaded: Arc<Loaded<M>>,
-    // And this last.
-    _forget: Option<Forget>,
-}
-
-/// Makes the manager forget a model that no component shares any more.
-pub(crate) struct Forget {
-    pub(crate) manager: Arc<ModelManager<CpuDevice>>,
-    pub(crate) key: Key,
-}
-
-impl Drop for Forget {
-    fn drop(&mut self) {
-        self.manager.cache().remove_idle(&self.key);
-    }
+    loaded: Share<Loaded<M>, CpuDevice>,
 }
 
 impl<M: Send> Component<M> {
@@ -81,11 +67,11 @@ impl<M: Send> Component<M> {
 
     fn alone(model: M, weights: Option<Arc<Weights>>) -> Self {
         let model = ReentrantMutex::new(RefCell::new(model));
-        Self { managed: None, loaded: Arc::new(Loaded { model, managed: None, weights }), _forget: None }
+        Self { managed: None, loaded: Share::alone(Loaded { model, managed: None, weights }) }
     }
 
-    pub(crate) const fn managed(loaded: Arc<Loaded<M>>, managed: Managed, forget: Option<Forget>) -> Self {
-        Self { managed: Some(managed), loaded, _forget: forget }
+    pub(crate) const fn managed(loaded: Share<Loaded<M>, CpuDevice>, managed: Managed) -> Self {
+        Self { managed: Some(managed), loaded }
     }
 
     /// The name it is registered under; `None`: nobody manages it.
@@ -95,7 +81,7 @@ impl<M: Send> Component<M> {
 
     /// Whether the other is this very model: loaded once, and on the device once.
     pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.loaded, &other.loaded)
+        self.loaded.is_same(&other.loaded)
     }
 
     /// Its weights; `None`: it was not loaded from files.

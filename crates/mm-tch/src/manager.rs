@@ -3,14 +3,14 @@
 use crate::{
     Component, LoadSpec, Result,
     build::{Built, CpuDevice, build, whole},
-    component::{Forget, Loaded, Managed},
+    component::{Loaded, Managed},
     script,
 };
-use mm_cache::{Ask, Index, Key, LoadError, LoadParams, WeightStore, Weights};
-use mm_engine::{EngineError, ModelManager, Module, timeline::Timeline};
+use mm_cache::{Index, LoadParams, WeightStore, Weights};
+use mm_engine::{EngineError, ModelManager, Module, Share, timeline::Timeline};
 use mm_plan::{Component as Description, Machine, Policy};
 use parking_lot::ReentrantMutex;
-use std::{any::type_name, cell::RefCell, ops::Deref, path::Path, sync::Arc};
+use std::{cell::RefCell, ops::Deref, path::Path, sync::Arc};
 use tch::{CModule, nn};
 
 /// Manages tch models on one device. Everything else it can do is [`ModelManager`]'s.
@@ -56,24 +56,12 @@ impl Manager {
         make: impl Fn(&nn::Path<'_>) -> Result<M>,
     ) -> Result<Component<M>> {
         let weights = self.engine.weights().open(&spec.files)?;
-        let key = spec.config.as_ref().map(|config| {
-            let config = format!("{}\n{config}", type_name::<M>());
-            let dtype = format!("{:?}", spec.kind);
-            weights.key(&LoadParams { dtype: &dtype, device: "cpu", config: config.as_bytes() })
-        });
-        let loaded = match key {
-            None => Arc::new(self.build(spec, weights, make)?),
-            Some(key) => {
-                let bytes: u64 = weights.tensors().map(mm_cache::TensorSlice::byte_len).sum();
-                let ask = Ask::new(key).named(spec.name.as_str());
-                let loaded = self.engine.cache().get_or_load(ask, |_| bytes, || self.build(spec, weights, make));
-                loaded.map_err(|error| match error {
-                    LoadError::Factory(error) => error,
-                    other => EngineError::Misuse(other.to_string()).into(),
-                })?
-            }
-        };
-        self.component(spec, loaded, key)
+        let kind = format!("{:?}", spec.kind);
+        let params =
+            spec.config.as_ref().map(|config| LoadParams { dtype: &kind, device: "cpu", config: config.as_bytes() });
+        let build = || self.build(spec, weights.clone(), make);
+        let loaded = self.engine.share(&spec.name, &weights, params.as_ref(), build)?;
+        self.component(spec, loaded)
     }
 
     /// Loads a TorchScript module as a component that is on the device whole while it runs. Its parameters are filled from
@@ -89,7 +77,7 @@ impl Manager {
         let script = script::open(script.as_ref(), &spec.files, self.engine.weights())?;
         let (module, homes) = whole(&spec.name, &script.weights, None, script.parameters)?;
         let loaded = self.loaded(spec, script.module, module, homes, script.weights).0;
-        self.component(spec, Arc::new(loaded), None)
+        self.component(spec, Share::alone(loaded))
     }
 
     fn build<M: Send>(
@@ -120,12 +108,11 @@ impl Manager {
         (Loaded { model, managed: Some((module.clone(), homes)), weights: Some(weights) }, module)
     }
 
-    fn component<M: Send>(&self, spec: &LoadSpec, loaded: Arc<Loaded<M>>, key: Option<Key>) -> Result<Component<M>> {
-        let forget = key.map(|key| Forget { manager: self.engine.clone(), key });
+    fn component<M: Send>(&self, spec: &LoadSpec, loaded: Share<Loaded<M>, CpuDevice>) -> Result<Component<M>> {
         // There is one: it was built for this manager.
         let managed = loaded.managed.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
         let registration = self.engine.register(&spec.name, &managed.0)?;
-        Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }, forget))
+        Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }))
     }
 }
 

@@ -2,9 +2,11 @@
 
 mod registry;
 mod run;
+mod share;
 
 pub use registry::Registration;
 pub use run::Run;
+pub use share::Share;
 
 use crate::{
     Device, DeviceMemory, EngineError, Module, ModuleStats, Result,
