@@ -107,13 +107,4 @@ impl OpenFile {
             None
         })
     }
-
-    /// Whether `path` leads to this very file, unchanged.
-    pub(crate) fn is_at(&self, path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|found| {
-            let now = Identity::of(&found);
-            let same = (now.device, now.inode) == (self.identity.device, self.identity.inode);
-            same && (now.size, now.modified_ns) == (self.identity.size, self.identity.modified_ns)
-        })
-    }
 }

@@ -21,7 +21,6 @@ use crate::tensor::{Stretch, TensorSlice, ids};
 pub struct Weights {
     tensors: BTreeMap<String, TensorSlice>,
     files: Vec<PathBuf>,
-    open: Vec<Arc<OpenFile>>,
 }
 
 impl Weights {
@@ -37,7 +36,6 @@ impl Weights {
     pub fn open(paths: &[impl AsRef<Path>]) -> Result<Arc<Self>, WeightsError> {
         let mut tensors: BTreeMap<String, TensorSlice> = BTreeMap::new();
         let mut files = Vec::with_capacity(paths.len());
-        let mut open = Vec::with_capacity(paths.len());
         for path in paths {
             let path: Arc<Path> = path.as_ref().into();
             let file = OpenFile::of(&path)?;
@@ -56,9 +54,8 @@ impl Weights {
                 };
             }
             files.push(path.to_path_buf());
-            open.push(file);
         }
-        Ok(Arc::new(Self { tensors, files, open }))
+        Ok(Arc::new(Self { tensors, files }))
     }
 
     /// The tensor of that name.
@@ -119,12 +116,6 @@ impl Weights {
     /// Bytes of tensors that are held in another file's place.
     pub fn shared_bytes(&self) -> u64 {
         self.tensors.values().filter(|tensor| tensor.is_shared()).map(TensorSlice::byte_len).sum()
-    }
-
-    /// Whether the paths still lead to the files that were opened, unchanged; if not, opening them again gives other
-    /// weights, or an error.
-    pub fn are_current(&self) -> bool {
-        self.open.iter().zip(&self.files).all(|(file, path)| file.is_at(path))
     }
 }
 
