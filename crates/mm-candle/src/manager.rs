@@ -46,7 +46,7 @@ impl Manager {
     /// under one name more, phase and passes stay those of the first, and what `M` keeps from run to run is shared too.
     ///
     /// # Errors
-    /// The files can't be used; `build` fails; the name is taken.
+    /// The files can't be used, or `build` fails. A different component of this name loses it, and can run no more under it.
     pub fn load<M: Send + 'static>(
         &self,
         spec: &LoadSpec,

@@ -72,6 +72,7 @@ mod manager;
 mod module;
 mod order;
 mod placement;
+mod scope;
 mod slab;
 mod slots;
 pub mod timeline;
@@ -79,6 +80,9 @@ pub mod timeline;
 pub use cast::can_cast;
 pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, Reservation};
 pub use error::{EngineError, Result};
-pub use manager::{ModelManager, Registration, Run, StrategyOverride};
+pub use manager::{
+    Managed, Managing, ModelManager, Pipeline, Registration, Run, SourceRegistration, StrategyOverride, managed,
+};
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
+pub use scope::{DeviceScope, device_scope, scoped_device, scoped_dtype};
 pub use slab::{ALIGN, Slab, align, dtype_of};

@@ -62,13 +62,15 @@ fn one_module_under_two_names_counts_once() {
 }
 
 #[test]
-fn a_name_has_one_owner() {
+fn another_module_takes_a_name_over() {
     let rig = pair(ROOMY, Strategy::Auto);
+    rig.pass(1, 0..10).unwrap();
     let (other, _rack) = rig.build(&even("other", 2));
-    let (namesake, _rack2) = rig.build(&even("transformer", 2));
-    assert!(misuse(rig.manager.register("transformer", &other)).contains("transformer"));
-    assert!(misuse(rig.manager.register("a_new_name", &namesake)).contains("transformer"));
-    assert_eq!(rig.manager.component_names(), ["text_encoder", "transformer"]);
+    let taken = rig.manager.register("transformer", &other).unwrap();
+    assert!(Arc::ptr_eq(&rig.manager.get_component("transformer").unwrap(), &other));
+    assert!(!rig.modules[1].is_loaded());
+    assert!(misuse(rig.begin(1)).contains("took its name"));
+    drop((taken, other));
     rig.finish();
 }
 
@@ -282,7 +284,7 @@ fn threads_that_wait_for_each_other_are_told() {
                 match rig.begin(1 - first) {
                     Ok(inner) => inner.complete().unwrap(),
                     Err(error) => {
-                        assert!(misuse::<()>(Err(error)).contains("wait for the other's"));
+                        assert!(misuse::<()>(Err(error)).contains("wait for each other's"));
                         refused.fetch_add(1, SeqCst);
                     }
                 }
