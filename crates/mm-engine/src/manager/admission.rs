@@ -138,6 +138,11 @@ impl<W: Copy + PartialEq> Admission<W> {
         self.held.keys().copied()
     }
 
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.iter().filter(|w| w.want != Want::Nothing).count()
+    }
+
     /// Bytes on the device.
     pub(super) fn held_bytes(&self) -> u64 {
         self.held.values().fold(0, |sum, held| sum.saturating_add(held.bytes))

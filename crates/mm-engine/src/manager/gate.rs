@@ -10,8 +10,12 @@ pub(super) struct Gate<T> {
 
 /// A state that those who wait for it stand in line for.
 pub(super) trait Line {
+    /// Tells threads apart.
+    type Who;
+
     /// Gets in line; returns the place.
-    fn join(&mut self) -> u64;
+    fn join(&mut self, who: Self::Who) -> u64;
+
     /// Gets out of line, if not served and out of it already.
     fn leave(&mut self, ticket: u64);
 }
@@ -48,11 +52,15 @@ impl<T> Gate<T> {
 impl<T: Line> Gate<T> {
     /// Gets in line and calls `step` with the place in it, whenever something changed, until it has an answer or an error. Out
     /// of line again is who has either before anybody else looks, as others reckon with those who wait.
-    pub(super) fn queue<R, E>(&self, mut step: impl FnMut(&mut T, u64) -> Result<Option<R>, E>) -> Result<R, E> {
+    pub(super) fn queue<R, E>(
+        &self,
+        who: T::Who,
+        mut step: impl FnMut(&mut T, u64) -> Result<Option<R>, E>,
+    ) -> Result<R, E> {
         let _wake = Wake(&self.changed);
         let mut place = Place { gate: self, ticket: None };
         let mut state = self.lock();
-        let ticket = state.join();
+        let ticket = state.join(who);
         place.ticket = Some(ticket);
         loop {
             match step(&mut state, ticket) {

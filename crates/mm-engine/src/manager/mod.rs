@@ -34,7 +34,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    thread::{self, ThreadId},
+    thread::ThreadId,
 };
 
 struct State<D: Device> {
@@ -157,6 +157,11 @@ impl<D: Device> ModelManager<D> {
         let entry = |(_, entry): (Id, &registry::Entry<D>)| (entry.module.title().to_string(), entry.module.stats());
         self.gate.read(|state| state.registry.entries().map(entry).collect())
     }
+
+    /// How many threads wait for a run, or for a plan to be put in force.
+    pub fn waiting(&self) -> usize {
+        self.gate.read(|state| state.admission.waiting())
+    }
 }
 
 impl<D: Device> Drop for ModelManager<D> {
@@ -171,8 +176,10 @@ impl<D: Device> Drop for ModelManager<D> {
 }
 
 impl<D: Device> Line for State<D> {
-    fn join(&mut self) -> Ticket {
-        self.admission.join(thread::current().id())
+    type Who = ThreadId;
+
+    fn join(&mut self, who: ThreadId) -> Ticket {
+        self.admission.join(who)
     }
 
     fn leave(&mut self, ticket: Ticket) {

@@ -73,7 +73,7 @@ impl<D: Device> ModelManager<D> {
     /// # Errors
     /// `Infeasible`: no plan fits. `Misuse`: this thread runs what would change.
     pub fn apply(&self) -> Result<Arc<Plan>> {
-        self.gate.queue(|state, ticket| {
+        self.gate.queue(thread::current().id(), |state, ticket| {
             let settled = state.refresh(ticket, &self.device)?;
             Ok::<_, EngineError>(settled.then(|| state.in_force.as_ref().map(|i| i.plan.clone())).flatten())
         })
@@ -87,7 +87,7 @@ impl<D: Device> ModelManager<D> {
     /// [`ModelManager::apply`].
     pub fn apply_plan(&self, plan: Plan) -> Result<Arc<Plan>> {
         let plan = Arc::new(plan);
-        self.gate.queue(|state, ticket| {
+        self.gate.queue(thread::current().id(), |state, ticket| {
             let next = state.registry.check(&plan, &self.device)?;
             match state.enforce(ticket, next) {
                 Ok(()) => {}

@@ -22,7 +22,7 @@ impl<D: Device> ModelManager<D> {
     /// in the way, or waits in a circle. `Source`: its weights can't be read; then it is not on the device.
     pub fn begin(self: &Arc<Self>, module: &Arc<Module<D>>) -> Result<Run<D>> {
         let here = thread::current().id();
-        let (id, placement) = self.gate.queue(|state, ticket| state.admit(ticket, here, module, &self.device))?;
+        let (id, placement) = self.gate.queue(here, |state, ticket| state.admit(ticket, here, module, &self.device))?;
         let (manager, module) = (self.clone(), module.clone());
         let mut run = Run { manager, module, id, start_ns: 0, stage: Stage::Loading, thread_bound: PhantomData };
         // With no lock held: others begin and end their runs meanwhile.

@@ -13,7 +13,10 @@ use parking_lot::Mutex;
 use safetensors::Dtype;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 use virtual_device::{VirtualBuffer, VirtualDevice};
 
@@ -27,6 +30,7 @@ pub struct Rack {
     device: VirtualDevice,
     expected: HashMap<Key, Parts>,
     held: Mutex<HashMap<Key, VirtualBuffer>>,
+    refuses: AtomicBool,
 }
 
 struct RackHomes(Arc<Rack>);
@@ -48,6 +52,11 @@ impl Rack {
         let held = self.held.lock();
         let mut keys = self.expected.keys().filter(|key| key.0 == group);
         keys.all(|key| held.get(key).is_some_and(|buffer| self.is_right(key, buffer.bytes())))
+    }
+
+    /// The next slab that is to be taken away stays, with an error.
+    pub fn refuse_next(&self) {
+        self.refuses.store(true, SeqCst);
     }
 
     /// How many slabs are home.
@@ -73,6 +82,9 @@ impl Homes<VirtualBuffer> for RackHomes {
 
     fn take(&self, place: Place, slab: usize) -> Result<VirtualBuffer, String> {
         let key = key(place, slab);
+        if self.0.refuses.swap(false, SeqCst) {
+            return Err("refused as told".to_owned());
+        }
         let Some(mut buffer) = self.0.held.lock().remove(&key) else {
             self.0.device.violation(format!("{key:?} taken while empty"));
             return Err("empty".to_owned());
@@ -143,7 +155,12 @@ pub fn build(
         }
         stacks.push(StackSpec { name: format!("stack{index}"), groups });
     }
-    let rack = Arc::new(Rack { device: VirtualDevice::clone(device), expected, held: Mutex::default() });
+    let rack = Arc::new(Rack {
+        device: VirtualDevice::clone(device),
+        expected,
+        held: Mutex::default(),
+        refuses: AtomicBool::new(false),
+    });
     let homes = Box::new(RackHomes(rack.clone()));
     let spec = ModuleSpec { name: shape.name.to_owned(), phase: shape.phase, passes: 1, rest, stacks, homes };
     (Module::new(spec, device.clone(), timeline.clone()), rack)
@@ -214,6 +231,25 @@ impl Rig {
         Ok(())
     }
 
+    /// A rig with nothing registered.
+    pub fn empty(budget: u64, strategy: Strategy) -> Self {
+        Self::new(budget, 1, strategy, &[])
+    }
+
+    /// A component of two blocks, not registered.
+    pub fn small(&self, name: &'static str) -> Arc<Module<VirtualDevice>> {
+        self.build(&even(name, 2)).0
+    }
+
+    /// One pass of a component of [`Rig::small`], or any other that has two blocks.
+    pub fn run(&self, module: &Arc<Module<VirtualDevice>>) -> Result<(), EngineError> {
+        let run = self.manager.begin(module)?;
+        for group in 0..2 {
+            drop(module.lease(group)?);
+        }
+        run.complete()
+    }
+
     /// Everything is taken down; nothing may be left, no rule broken.
     pub fn finish(self) {
         let Self { device, manager, modules, racks, registrations } = self;
@@ -221,6 +257,15 @@ impl Rig {
         drop((manager, modules));
         assert!(racks.iter().all(|rack| rack.count() == 0), "weights left in homes");
         device.check_empty();
+    }
+}
+
+/// What it says is wrong.
+pub fn misuse<T>(result: Result<T, EngineError>) -> String {
+    match result {
+        Err(EngineError::Misuse(text)) => text,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("allowed"),
     }
 }
 
