@@ -63,6 +63,24 @@ fn a_small_one_passes_a_large_one_a_few_times_and_then_waits_behind_it() {
 }
 
 #[test]
+fn who_can_be_served_now_is_passed_only_by_what_is_on_the_device_already() {
+    let mut admission = admission(10, &[6, 6, 6]);
+    let first = admission.join(0);
+    assert_eq!(ask(&mut admission, first, 0), Some(true));
+    let next = admission.join(1);
+    assert_eq!(ask(&mut admission, next, 1), Some(false));
+    admission.end(0);
+    let other = admission.join(2);
+    assert_eq!(ask(&mut admission, other, 2), Some(false), "the other one's turn has come");
+    for pass in 0..=PASSES {
+        let again = admission.join(0);
+        assert_eq!(ask(&mut admission, again, 0), Some(pass < PASSES), "pass {pass}");
+        admission.end(0);
+    }
+    assert_eq!(ask(&mut admission, next, 1), Some(true));
+}
+
+#[test]
 fn passing_one_that_has_its_room_all_the_same_costs_nothing() {
     let mut admission = admission(10, &[6, 3]);
     let first = admission.join(0);

@@ -189,7 +189,7 @@ fn runs_of_many_threads_are_all_served() {
             all((0..4).map(run).collect());
             manager.check_over();
         },
-        3000,
+        10_000,
     );
 }
 
@@ -218,7 +218,7 @@ fn runs_inside_runs_end_or_are_refused() {
             manager.check_over();
             REFUSED.fetch_add(manager.refused.load(SeqCst), SeqCst);
         },
-        3000,
+        10_000,
     );
     assert!(REFUSED.load(SeqCst) > 100, "the threads hardly met");
 }
@@ -254,6 +254,6 @@ fn plans_change_between_runs() {
             all((0..3).map(run).collect());
             manager.check_over();
         },
-        3000,
+        10_000,
     );
 }

@@ -2,8 +2,9 @@
 //!
 //! - What is on the device never takes more than the plan's peak.
 //! - A component has one run at a time. Who asks for one first gets it first.
-//! - A later one may pass an earlier one that waits for memory, but only [`PASSES`] times: then it is the earlier one's turn.
-//!   Passing one that has its room all the same costs nothing.
+//! - A later one may pass an earlier one that still waits for memory, and one that is on the device already may pass the one
+//!   that would drive it out (weights would go back and forth with every pass of two loops), but only [`PASSES`] times: then it
+//!   is the earlier one's turn. Passing one that has its room all the same costs nothing.
 //! - A thread that runs something and asks for more is served before all others, as they wait for it to end.
 //! - Nobody waits for what can never happen: he is told, by whom he waits for.
 
@@ -174,8 +175,15 @@ impl<W: Copy + PartialEq> Admission<W> {
                 Want::Run(other) => !self.fits(&running, &[id, *other], self.shares.capacity),
                 Want::Change(change) => change.touched.contains(&id) || !self.fits(&running, &[id], change.capacity),
             };
+            // Its turn has come, and it was woken.
+            let is_next = |w: &Waiting<W>| match &w.want {
+                Want::Run(other) => !running.contains(other) && self.fits(&running, &[*other], self.shares.capacity),
+                Want::Nothing | Want::Change(_) => false,
+            };
+            let there = self.held.contains_key(&id);
+            let bars = |w: &Waiting<W>| delayed(w) && (w.passed >= PASSES || (is_next(w) && !there));
             let ahead = &self.waiting[..at];
-            if ahead.iter().any(|w| w.want == Want::Run(id) || (delayed(w) && w.passed >= PASSES)) {
+            if ahead.iter().any(|w| w.want == Want::Run(id) || bars(w)) {
                 return Answer::Wait;
             }
             let passed: Vec<bool> = ahead.iter().map(delayed).collect();

@@ -7,10 +7,16 @@ use std::{ops::Deref, sync::Arc};
 
 /// Starts managing a pipeline; [`Managing::start`] does it.
 ///
-/// ```ignore
-/// let pipeline = managed(pipeline).on(machine).strategy(Strategy::Auto).start()?; // a manager of its own
-/// let other = managed(other).sharing(pipeline.manager()).start()?; // the same one
-/// let picture = pipeline.run(|pipeline| pipeline.generate(..))?;
+/// ```
+/// # use mm_engine::{Device, Pipeline, managed};
+/// # use mm_plan::{Machine, Strategy};
+/// # use std::sync::Arc;
+/// # fn both<D: Device, P: Pipeline<D>>(base: Arc<P>, refiner: Arc<P>, machine: Machine) -> mm_engine::Result<()> {
+/// let base = managed(base).on(machine).strategy(Strategy::Auto).start()?; // a manager of its own
+/// let refiner = managed(refiner).sharing(base.manager()).start()?; // the same one: what both list is held once
+/// base.run(|pipeline| pipeline.components().len());
+/// # Ok(())
+/// # }
 /// ```
 pub const fn managed<D: Device, P: Pipeline<D>>(pipeline: Arc<P>) -> Managing<P, D> {
     Managing { pipeline, manager: None, machine: None, policy: None, dtype: None }
