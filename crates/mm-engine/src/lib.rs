@@ -78,11 +78,13 @@ mod order;
 mod placement;
 mod slab;
 mod slots;
+mod source;
+mod tiers;
 pub mod timeline;
 
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
+pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 /// The library whose streams a [`CudaDevice`] takes.
 #[cfg(feature = "cuda")]
 pub use cudarc;
@@ -91,3 +93,4 @@ pub use error::{EngineError, Result};
 pub use manager::{ModelManager, Registration, Run, Share, StrategyOverride};
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
 pub use slab::{ALIGN, Slab, align, dtype_of};
+pub use source::HostSource;

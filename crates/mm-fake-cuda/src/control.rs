@@ -41,10 +41,10 @@ extern "C" fn mm_fake_cuda_allocations() -> u64 {
     lock().allocations
 }
 
-/// Bytes page-locked now.
+/// Bytes page-locked now: whole pages of each block.
 #[unsafe(no_mangle)]
 extern "C" fn mm_fake_cuda_page_locked() -> u64 {
-    lock().locked.values().map(|block| block.memory.len() as u64).sum()
+    lock().page_locked()
 }
 
 /// Bytes allocated now, on all devices.

@@ -21,6 +21,7 @@ pub(crate) const NOT_READY: Code = 600;
 pub(crate) const DEVICES: i32 = 2;
 /// Device addresses are no host addresses, and are never used again.
 const FIRST_ADDRESS: u64 = 0x7d00_0000_0000_0000;
+pub(crate) const PAGE: u64 = 4096;
 
 thread_local! {
     pub(crate) static CURRENT: Cell<Handle> = const { Cell::new(0) };
@@ -218,7 +219,7 @@ impl Driver {
         let used: u64 = self.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len() as u64).sum();
         used.checked_add(bytes).filter(|sum| *sum <= self.capacity)?;
         let address = self.address;
-        self.address += bytes.next_multiple_of(4096) + 4096;
+        self.address += bytes.next_multiple_of(PAGE) + PAGE;
         self.allocations += 1;
         self.memory.insert(address, Allocation { context, bytes: vec![0xEE; bytes as usize], uses: Uses::default() });
         Some(address)
@@ -242,6 +243,11 @@ impl Driver {
     fn locked_at(&mut self, pointer: usize, length: usize) -> Option<&mut Locked> {
         let (start, block) = self.locked.range_mut(..=pointer).next_back()?;
         (pointer - start + length <= block.memory.len()).then_some(block)
+    }
+
+    /// Bytes page-locked, whole pages of each block: less can't be locked.
+    pub(crate) fn page_locked(&self) -> u64 {
+        self.locked.values().map(|block| (block.memory.len() as u64).next_multiple_of(PAGE)).sum()
     }
 
     pub(crate) fn is_page_locked(&mut self, pointer: usize, length: usize) -> bool {

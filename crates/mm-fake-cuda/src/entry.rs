@@ -3,7 +3,7 @@
 use crate::{
     driver::{
         self, CURRENT, Code, DEVICES, Event, HOST_WAITS, INVALID_DEVICE, INVALID_VALUE, Locked, NOT_INITIALIZED,
-        NOT_READY, OUT_OF_MEMORY, SUCCESS, call, lock, misuse, release,
+        NOT_READY, OUT_OF_MEMORY, PAGE, SUCCESS, call, lock, misuse, release,
     },
     order::{Handle, Uses},
     stream::{Record, Stream, Work},
@@ -290,8 +290,9 @@ unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, _fl
     call(|driver| {
         let context = driver.current();
         (bytes > 0).then_some(()).ok_or(INVALID_VALUE)?;
-        let held: usize = driver.locked.values().map(|block| block.memory.len()).sum();
-        (held as u64 + bytes as u64 <= driver.page_lock_limit).then_some(()).ok_or(OUT_OF_MEMORY)?;
+        let need =
+            (bytes as u64).checked_next_multiple_of(PAGE).and_then(|need| need.checked_add(driver.page_locked()));
+        need.is_some_and(|need| need <= driver.page_lock_limit).then_some(()).ok_or(OUT_OF_MEMORY)?;
         let mut memory = vec![0xDD; bytes].into_boxed_slice();
         let start = memory.as_mut_ptr();
         driver.allocations += 1;

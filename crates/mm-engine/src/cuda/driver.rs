@@ -226,7 +226,7 @@ impl Event {
 }
 
 /// Page-locked host memory, ordinary to the CPU (not write-combined). Dropping it frees it: what the driver may still read must
-/// be forgotten instead.
+/// be kept, or forgotten, instead.
 pub(super) struct PageLocked {
     start: *mut u8,
     length: usize,
@@ -268,10 +268,22 @@ impl PageLocked {
     }
 }
 
+impl PageLocked {
+    /// Frees it, unless the driver can't be asked to: then it is given back.
+    pub(super) fn free(self) -> Result<(), Self> {
+        if self.gpu.bind().is_err() {
+            return Err(self);
+        }
+        drop(self);
+        Ok(())
+    }
+}
+
 impl Drop for PageLocked {
     fn drop(&mut self) {
         if self.gpu.bind().is_ok() {
-            // SAFETY: `start` came from `malloc_host`, is not null, and is freed once. An error has nobody to hear it.
+            // SAFETY: `start` came from `malloc_host`, is not null, and is freed once. An error has nobody to hear it: the driver may
+            // have freed it all the same.
             let _ = unsafe { result::free_host(self.start.cast()) };
         }
     }

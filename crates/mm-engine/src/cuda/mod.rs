@@ -1,11 +1,15 @@
 //! A CUDA device: a compute stream, a lane of copies beside it, and events that order the two.
 
 mod driver;
+mod locked;
 mod probe;
 mod ring;
+mod source;
+
+pub use source::CudaSource;
 
 use crate::{
-    EngineError, Result, Slab,
+    EngineError, HostSource, Result, Slab,
     device::{CopyFailed, Device, DeviceMemory},
     slab::ALIGN,
     timeline::{Label, Timeline},
@@ -13,6 +17,7 @@ use crate::{
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use cudarc::driver::CudaStream;
 use driver::{Event, Gpu, Lane};
+use locked::{Account, locked_bytes};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use ring::{Job, Outcome, Piece, Ring};
@@ -21,14 +26,16 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// The staging ring: how many page-locked buffers of how many bytes, and the most that may be page-locked.
+/// The staging ring, how many page-locked buffers of how many bytes; and the most that may be page-locked, copies of slabs
+/// included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging {
     /// Buffers, each with a reader thread; at least one.
     pub buffers: usize,
     /// Bytes of each, rounded up to a multiple of [`ALIGN`]. A slab that fits is one copy; a larger one is several.
     pub bytes: usize,
-    /// Page-locked bytes allowed in all.
+    /// Page-locked bytes allowed in all, the ring and page-locked copies: no more than RAM, control group and the system's limit
+    /// of locked memory leave.
     pub limit: u64,
 }
 
@@ -52,11 +59,11 @@ pub struct CudaDevice {
     jobs: Option<Sender<Piece>>,
     readers: Vec<JoinHandle<()>>,
     piece: usize,
-    page_locked: u64,
 }
 
 struct Shared {
     gpu: Arc<Gpu>,
+    locked: Arc<Account>,
     timeline: Arc<Timeline>,
     memory: Mutex<DeviceMemory>,
     /// The first error of a call that could not return it; the next call that can reports it.
@@ -116,16 +123,23 @@ impl CudaDevice {
         let count = staging.buffers.max(1);
         let too_large = || EngineError::Misuse(format!("staging buffers of {} bytes", staging.bytes));
         let piece = staging.bytes.max(1).checked_next_multiple_of(ALIGN as usize).ok_or_else(too_large)?;
-        let need = (count as u64).checked_mul(piece as u64).ok_or_else(too_large)?;
+        let need =
+            locked_bytes(piece as u64).and_then(|bytes| bytes.checked_mul(count as u64)).ok_or_else(too_large)?;
         if need > staging.limit {
             return Err(EngineError::PageLock { need, limit: Some(staging.limit) });
         }
         let gpu = Gpu::open(ordinal, compute)?;
         let (jobs, queue) = unbounded();
-        let ring = Arc::new(Ring::new(&gpu, timeline.clone(), count, piece, queue)?);
+        let locked = Account::new(&gpu, staging.limit);
+        let ring = Ring::new(&gpu, &locked, timeline.clone(), count, piece, queue).map_err(|error| match error {
+            EngineError::PageLock { limit, .. } => EngineError::PageLock { need, limit },
+            error => error,
+        });
+        let ring = Arc::new(ring?);
         let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
-        let shared = Arc::new(Shared { gpu, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
-        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece, page_locked: need };
+        let shared =
+            Arc::new(Shared { gpu, locked, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
+        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece };
         for lane in 0..count {
             let ring = ring.clone();
             let reader = thread::Builder::new().name(format!("mm-cuda-{ordinal}-{lane}"));
@@ -143,8 +157,8 @@ impl CudaDevice {
     }
 
     /// Bytes that are page-locked for this device, exactly.
-    pub const fn page_locked(&self) -> u64 {
-        self.page_locked
+    pub fn page_locked(&self) -> u64 {
+        self.shared.locked.booked()
     }
 
     /// Free and total bytes of the card, whoever uses them.
@@ -262,6 +276,7 @@ impl Drop for Shared {
 impl Device for CudaDevice {
     type Buffer = CudaBuffer;
     type Event = CudaMark;
+    type Source = CudaSource;
     type Copy = CudaCopy;
 
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<CudaBuffer> {
@@ -303,9 +318,20 @@ impl Device for CudaDevice {
         self.shared.gpu.record(Lane::Compute).map(CudaMark)
     }
 
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
+    fn in_files(&self, slab: Arc<Slab>) -> CudaSource {
+        CudaSource::ring(HostSource::in_files(slab))
+    }
+
+    fn in_memory(&self, slabs: &[Arc<Slab>], tier: HostTier) -> Result<Vec<CudaSource>> {
+        match tier {
+            HostTier::PageLocked => CudaSource::locked(&self.shared.locked, slabs),
+            _ => Ok(HostSource::in_memory(slabs)?.into_iter().map(CudaSource::ring).collect()),
+        }
+    }
+
+    fn copy(&self, label: Label, source: CudaSource, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
         let (done, outcome) = bounded(1);
-        let job = Job { label, slab, into, after: after.map(|mark| mark.0), done };
+        let job = Job { label, source, into, after: after.map(|mark| mark.0), done };
         for piece in Ring::pieces(job, self.piece) {
             // The readers, which hold the other end, live as long as `self`.
             let _ = self.jobs.as_ref().map(|jobs| jobs.send(piece));
@@ -332,7 +358,7 @@ impl Device for CudaDevice {
     /// A group that a plan leaves in its file goes through the same ring, whose bytes are this device's own: they are in
     /// [`CudaDevice::page_locked`] whatever the plan counts.
     fn host_tiers(&self) -> &'static [HostTier] {
-        &[HostTier::Staged, HostTier::Mapped]
+        &[HostTier::Staged, HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
     }
 
     fn memory(&self) -> DeviceMemory {
