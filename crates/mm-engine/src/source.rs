@@ -56,7 +56,8 @@ impl HostSource {
     }
 }
 
-fn zeroed(bytes: u64) -> Result<Vec<u8>> {
+/// Ordinary memory. `HostMemory` where there is none.
+pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
     let short = || EngineError::HostMemory { need: bytes };
     let length = usize::try_from(bytes).map_err(|_| short())?;
     let mut memory = Vec::new();

@@ -153,6 +153,32 @@ fn what_the_system_refuses_to_lock_is_read_from_files_and_said_until_it_can_be()
 }
 
 #[test]
+fn a_ring_that_may_not_be_page_locked_is_ordinary_memory_and_says_so() {
+    let _alone = alone();
+    driver().pageable(1);
+    for (limit, system, says) in [(4095, 1 << 30, "4095 may be in all"), (u64::MAX, 4095, "the system refuses")] {
+        for seed in 0..10 {
+            driver().seed(seed);
+            driver().page_lock_limit(system);
+            let before = driver().page_locked();
+            let tiers = [HostTier::Staged, HostTier::Pageable, HostTier::PageLocked];
+            let rig = streamed(Staging { limit, ..SMALL }, &even("transformer", 7), &tiers);
+            for _ in 0..4 {
+                rig.pass(0, 0..7).unwrap();
+            }
+            let told = rig.device.cuda.notes();
+            assert!(told.len() == 1 && told[0].contains("8192 more bytes") && told[0].contains(says), "{told:?}");
+            assert_eq!((rig.device.cuda.page_locked(), driver().page_locked()), (0, before));
+            assert!(notes(&rig)[0].contains("2 of 7"), "{:?}", notes(&rig));
+            rig.finish();
+            driver().page_lock_limit(1 << 30);
+        }
+    }
+    driver().pageable(0);
+    assert_eq!(streamed(SMALL, &even("transformer", 1), &[HostTier::Staged]).device.cuda.notes(), [""; 0]);
+}
+
+#[test]
 fn a_plan_without_a_tier_for_each_group_is_refused_and_nothing_is_held() {
     let _alone = alone();
     let device = FakeCuda::open(0, ROOMY, SMALL).unwrap();

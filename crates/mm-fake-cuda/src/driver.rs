@@ -50,6 +50,8 @@ pub(crate) struct Driver {
     pub(crate) seed: u64,
     pub(crate) capacity: u64,
     pub(crate) page_lock_limit: u64,
+    /// Copies from memory that is not page-locked are meant.
+    pub(crate) pageable: bool,
     /// Which call fails, with which code, and whether all after it do.
     pub(crate) fault: Option<(u64, Code, bool)>,
     pub(crate) faulted: bool,
@@ -75,6 +77,7 @@ static DRIVER: Mutex<Driver> = Mutex::new(Driver {
     seed: 1,
     capacity: 1 << 30,
     page_lock_limit: 1 << 30,
+    pageable: false,
     fault: None,
     faulted: false,
     forgiven: false,

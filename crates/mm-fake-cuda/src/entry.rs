@@ -318,13 +318,15 @@ extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> Code {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemcpyHtoDAsync_v2(into: u64, from: *const c_void, length: usize, stream: Handle) -> Code {
     call(|driver| {
-        if !driver.is_page_locked(from as usize, length) {
+        let is_locked = driver.is_page_locked(from as usize, length);
+        if !is_locked && !driver.pageable {
             misuse("an asynchronous copy from memory that is not page-locked");
         }
-        // SAFETY: it lies in a block of this driver's, asked just above, which nobody frees while the driver is locked.
+        // SAFETY: it lies in a block of this driver's, asked just above, which nobody frees while the driver is locked; or the caller
+        // promised CUDA that it can be read.
         let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), length) }.to_vec();
-        let work = Work::ToDevice { into, from: from as usize, bytes };
-        driver.use_memory(stream, (into, length), Some(from as usize), true, work);
+        let work = Work::ToDevice { into, from: from as usize, bytes, is_locked };
+        driver.use_memory(stream, (into, length), is_locked.then_some(from as usize), true, work);
         Ok(())
     })
 }

@@ -1,8 +1,9 @@
-//! Page-locked memory of a device: booked before it is allocated, given back once the driver is known not to read it any more.
+//! Host memory that the driver copies from: page-locked, booked before it is allocated; or, as the last resort, ordinary. Given back
+//! once the driver is known not to read it any more.
 #![allow(unsafe_code)]
 
 use super::driver::{Event, Gpu, Lane, PageLocked};
-use crate::{EngineError, Result};
+use crate::{EngineError, Result, source::zeroed};
 use parking_lot::Mutex;
 use std::{ops::Range, sync::Arc};
 
@@ -25,10 +26,49 @@ struct Held {
     /// Bytes, those of `kept` included.
     booked: u64,
     /// What nobody needs any more, and the driver may still read.
-    kept: Vec<(PageLocked, Busy)>,
+    kept: Vec<(Memory, Busy)>,
 }
 
-/// Whether the driver may still read page-locked memory.
+/// Memory that the driver copies from.
+enum Memory {
+    PageLocked(PageLocked),
+    /// The driver copies it to memory of its own first, or reads it in place: it says neither which nor when.
+    Ordinary(Vec<u8>),
+}
+
+impl Memory {
+    const fn bytes(&self) -> &[u8] {
+        match self {
+            Self::PageLocked(memory) => memory.bytes(),
+            Self::Ordinary(memory) => memory.as_slice(),
+        }
+    }
+
+    const fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::PageLocked(memory) => memory.bytes_mut(),
+            Self::Ordinary(memory) => memory.as_mut_slice(),
+        }
+    }
+
+    /// Bytes in the account.
+    fn booked(&self) -> u64 {
+        match self {
+            Self::PageLocked(memory) => locked_bytes(memory.bytes().len() as u64).unwrap_or(0),
+            Self::Ordinary(_) => 0,
+        }
+    }
+
+    /// Frees it, unless the driver can't be asked to.
+    fn free(self) -> Result<(), Self> {
+        match self {
+            Self::PageLocked(memory) => memory.free().map_err(Self::PageLocked),
+            Self::Ordinary(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether the driver may still read a piece of memory.
 enum Busy {
     No,
     Until(Event),
@@ -71,13 +111,22 @@ impl Account {
             held.booked = booked.ok_or_else(|| over(Some(self.limit)))?;
         }
         match PageLocked::new(&self.gpu, length) {
-            Ok(Some(memory)) => Ok(Locked { memory: Some(memory), busy: Busy::No, account: self.clone() }),
+            Ok(Some(memory)) => Ok(self.own(Memory::PageLocked(memory))),
             refused => {
                 self.held.lock().booked -= need;
                 refused?;
                 Err(over(None))
             }
         }
+    }
+
+    /// `length` bytes of ordinary memory, zeroed, which are not in the account. `HostMemory`.
+    pub(super) fn ordinary(self: &Arc<Self>, length: u64) -> Result<Locked> {
+        Ok(self.own(Memory::Ordinary(zeroed(length)?)))
+    }
+
+    fn own(self: &Arc<Self>, memory: Memory) -> Locked {
+        Locked { memory: Some(memory), busy: Busy::No, account: self.clone() }
     }
 
     /// Frees what the driver no longer reads, waiting for it. What it does not answer for is kept, and stays in the account.
@@ -87,7 +136,7 @@ impl Account {
                 held.kept.push((memory, busy));
                 continue;
             }
-            let bytes = locked_bytes(memory.bytes().len() as u64).unwrap_or(0);
+            let bytes = memory.booked();
             match memory.free() {
                 Ok(()) => held.booked = held.booked.saturating_sub(bytes),
                 Err(memory) => held.kept.push((memory, busy)),
@@ -105,10 +154,10 @@ impl Drop for Account {
     }
 }
 
-/// Page-locked memory in the account. Dropping it waits for the copies from it and gives it back.
+/// Memory to copy from. Dropping it waits for the copies from it and gives it back.
 pub(super) struct Locked {
     /// `None` only while it is dropped.
-    memory: Option<PageLocked>,
+    memory: Option<Memory>,
     busy: Busy,
     account: Arc<Account>,
 }
@@ -117,7 +166,7 @@ impl Locked {
     /// Its bytes, to be written, once the driver has read them; waits for that.
     pub(super) fn reclaim(&mut self) -> Result<&mut [u8]> {
         self.busy.end(&self.account.gpu)?;
-        Ok(self.memory.as_mut().map_or(&mut [], PageLocked::bytes_mut))
+        Ok(self.memory.as_mut().map_or(&mut [], Memory::bytes_mut))
     }
 
     /// Enqueues a copy of the bytes in `range` on the lane of copies; the event is the end of it.
@@ -126,7 +175,7 @@ impl Locked {
     /// `into` is device memory of the account's context with room for them, which is not freed before the lane has settled.
     pub(super) unsafe fn copy(&mut self, range: Range<usize>, into: u64) -> Result<Event> {
         let from = self.memory.as_ref().and_then(|memory| memory.bytes().get(range));
-        let from = from.ok_or_else(|| EngineError::Internal("a copy from beyond page-locked memory".to_owned()))?;
+        let from = from.ok_or_else(|| EngineError::Internal("a copy from beyond its memory".to_owned()))?;
         if !from.is_empty() {
             // From here on the driver may read it, whatever it answers.
             self.busy = Busy::Unknown;

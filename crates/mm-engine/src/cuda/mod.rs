@@ -30,13 +30,20 @@ use std::{
 /// included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging {
-    /// Buffers, each with a reader thread; at least one.
+    /// Buffers, each with a reader thread; at least one, at most 64.
     pub buffers: usize,
     /// Bytes of each, rounded up to a multiple of [`ALIGN`]. A slab that fits is one copy; a larger one is several.
     pub bytes: usize,
     /// Page-locked bytes allowed in all, the ring and page-locked copies: no more than RAM, control group and the system's limit
     /// of locked memory leave.
     pub limit: u64,
+}
+
+/// Each has a thread of its own.
+const MOST_BUFFERS: usize = 64;
+
+const fn over(need: u64, limit: Option<u64>) -> EngineError {
+    EngineError::PageLock { need, limit }
 }
 
 impl Default for Staging {
@@ -59,6 +66,7 @@ pub struct CudaDevice {
     jobs: Option<Sender<Piece>>,
     readers: Vec<JoinHandle<()>>,
     piece: usize,
+    notes: Vec<String>,
 }
 
 struct Shared {
@@ -103,7 +111,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// `NoDriver`: there is none, or it is too old. `DeviceLost` with the driver's words: there is no such device, or it does not
-    /// answer. `PageLock`: the ring may not be page-locked. `Misuse`: `compute` is a stream of another device.
+    /// answer. `HostMemory`: there is none for the ring. `Misuse`: `compute` is a stream of another device.
     pub fn new(ordinal: usize, compute: Option<Arc<CudaStream>>, budget: u64, timeline: Arc<Timeline>) -> Result<Self> {
         Self::with_staging(ordinal, compute, budget, Staging::default(), timeline)
     }
@@ -121,25 +129,33 @@ impl CudaDevice {
     ) -> Result<Self> {
         probe::driver()?;
         let count = staging.buffers.max(1);
-        let too_large = || EngineError::Misuse(format!("staging buffers of {} bytes", staging.bytes));
+        let too_large = || EngineError::Misuse(format!("{count} staging buffers of {} bytes", staging.bytes));
         let piece = staging.bytes.max(1).checked_next_multiple_of(ALIGN as usize).ok_or_else(too_large)?;
+        if count > MOST_BUFFERS {
+            return Err(too_large());
+        }
         let need =
             locked_bytes(piece as u64).and_then(|bytes| bytes.checked_mul(count as u64)).ok_or_else(too_large)?;
-        if need > staging.limit {
-            return Err(EngineError::PageLock { need, limit: Some(staging.limit) });
-        }
         let gpu = Gpu::open(ordinal, compute)?;
         let (jobs, queue) = unbounded();
         let locked = Account::new(&gpu, staging.limit);
-        let ring = Ring::new(&gpu, &locked, timeline.clone(), count, piece, queue).map_err(|error| match error {
-            EngineError::PageLock { limit, .. } => EngineError::PageLock { need, limit },
-            error => error,
+        let ring = |ordinary| Ring::new(&gpu, &locked, ordinary, timeline.clone(), count, piece, queue.clone());
+        let (ring, refused) =
+            match if need > staging.limit { Err(over(need, Some(staging.limit))) } else { ring(false) } {
+                Err(EngineError::PageLock { limit, .. }) => (ring(true)?, Some(over(need, limit))),
+                ring => (ring?, None),
+            };
+        let ring = Arc::new(ring);
+        let notes = refused.map(|error| {
+            format!(
+                "CUDA device {ordinal}: the staging ring is ordinary memory, from which the driver copies more slowly: {error}"
+            )
         });
-        let ring = Arc::new(ring?);
         let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
         let shared =
             Arc::new(Shared { gpu, locked, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
-        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece };
+        let notes = notes.into_iter().collect();
+        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece, notes };
         for lane in 0..count {
             let ring = ring.clone();
             let reader = thread::Builder::new().name(format!("mm-cuda-{ordinal}-{lane}"));
@@ -159,6 +175,11 @@ impl CudaDevice {
     /// Bytes that are page-locked for this device, exactly.
     pub fn page_locked(&self) -> u64 {
         self.shared.locked.booked()
+    }
+
+    /// What is not as it was asked for, and why: a ring that may not be page-locked is ordinary memory.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Free and total bytes of the card, whoever uses them.

@@ -1,4 +1,4 @@
-//! The staging ring: page-locked buffers that reader threads fill from files and the driver copies from.
+//! The staging ring: buffers, page-locked where that may be, that reader threads fill from files and the driver copies from.
 //!
 //! Pieces are taken in order, each with the next buffer of the ring, filled beside each other, and enqueued in order, so
 //! that what was asked for first arrives first.
@@ -59,16 +59,18 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Page-locks `count` buffers of `piece` bytes. On an error none is left.
+    /// `count` buffers of `piece` bytes, page-locked unless they are to be `ordinary`. On an error none is left.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
         account: &Arc<Account>,
+        ordinary: bool,
         timeline: Arc<Timeline>,
         count: usize,
         piece: usize,
         queue: Receiver<Piece>,
     ) -> Result<Self> {
-        let buffers = (0..count).map(|_| account.lock(piece as u64).map(Mutex::new)).collect::<Result<_>>()?;
+        let buffer = |_| if ordinary { account.ordinary(piece as u64) } else { account.lock(piece as u64) };
+        let buffers = (0..count).map(buffer).map(|buffer| buffer.map(Mutex::new)).collect::<Result<_>>()?;
         Ok(Self {
             gpu: gpu.clone(),
             timeline,

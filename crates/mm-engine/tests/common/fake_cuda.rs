@@ -53,6 +53,10 @@ impl Driver {
     entry!(capacity(bytes: u64));
     entry!(page_lock_limit(bytes: u64));
     entry!(
+        /// Whether (1) copies from memory that is not page-locked are meant.
+        pageable(meant: u32)
+    );
+    entry!(
         /// The call that fails, from now on, with which code, and (1) whether all after it do.
         fail(at: u64, code: i32, forever: u32)
     );
