@@ -4,7 +4,7 @@ use crate::build::{Groups, scope};
 use crate::error::through_candle;
 use candle_core::Result;
 use candle_nn::VarBuilder;
-use mm_engine::{EngineError, GroupLease, HostDevice};
+use mm_engine::{AnyDevice, EngineError, GroupLease};
 use std::ops::Deref;
 
 /// A stack of blocks that may stream. Outside a manager it is a plain vector.
@@ -69,7 +69,7 @@ impl<B> Blocks<B> {
 /// Proof that a block is on the device; while it lives the memory is not reused.
 pub struct Lease<'a, B> {
     block: &'a B,
-    _lease: Option<GroupLease<HostDevice>>,
+    _lease: Option<GroupLease<AnyDevice>>,
 }
 
 impl<B> Deref for Lease<'_, B> {

@@ -3,11 +3,11 @@
 //! While a model is built its weights are really there, group by group: a block's memory leaves when
 //! the next block begins, so building holds at most the rest and one group.
 
-use crate::home::{CandleHomes, empty_home, evict, from_storage, into_storage, plan_dtype, swap};
+use crate::home::{CandleHomes, Home, plan_dtype};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
-use mm_engine::{HostDevice, Module, ModuleSpec, Reservation, Slab, StackSpec, align, can_cast, dtype_of};
+use mm_engine::{AnyBuffer, AnyDevice, Module, ModuleSpec, Reservation, Slab, StackSpec, align, can_cast, dtype_of};
 use parking_lot::Mutex;
 use std::{
     cell::RefCell,
@@ -16,7 +16,7 @@ use std::{
 };
 
 /// Set when the model has become a module; blocks reach the engine through it.
-pub(crate) type Link = Arc<OnceLock<Arc<Module<HostDevice>>>>;
+pub(crate) type Link = Arc<OnceLock<Arc<Module<AnyDevice>>>>;
 
 /// Where the engine finds a stack's groups: the module, and the index of the first.
 pub(crate) type Groups = (Link, usize);
@@ -40,7 +40,7 @@ enum Room {
 /// One group, or the rest, as far as it was asked for.
 struct Part {
     room: Room,
-    slabs: Vec<(Slab, Tensor)>,
+    slabs: Vec<(Slab, Home)>,
     reserved: Option<Reservation>,
 }
 
@@ -73,8 +73,10 @@ struct State {
 /// A model under construction.
 pub(crate) struct Build {
     weights: Arc<Weights>,
-    /// `None`: no weights are read.
-    device: Option<Arc<HostDevice>>,
+    /// Where the model computes.
+    device: Device,
+    /// What counts the weights that are read; `None`: none are.
+    memory: Option<Arc<AnyDevice>>,
     /// Tensors known to be shared between groups.
     shared: BTreeSet<String>,
     /// Bounds the length of any home, bytes.
@@ -83,22 +85,23 @@ pub(crate) struct Build {
     link: Link,
 }
 
-/// Builds a model and describes it as a module. `device` counts what building holds; `None`: building
+/// Builds a model on `device` and describes it as a module. `memory` counts what building holds; `None`: building
 /// reads no weights at all, and a model that computes with them while it is built is refused.
 pub(crate) fn build<M>(
     name: &str,
     weights: &Arc<Weights>,
     dtype: DType,
-    device: Option<&Arc<HostDevice>>,
+    device: &Device,
+    memory: Option<&Arc<AnyDevice>>,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
-) -> Result<(M, ModuleSpec<mm_engine::HostBuffer>, Link)> {
+) -> Result<(M, ModuleSpec<AnyBuffer>, Link)> {
     let mut shared = BTreeSet::new();
     loop {
-        let build = Arc::new(Build::new(weights.clone(), device.cloned(), shared.clone()));
+        let build = Arc::new(Build::new(weights.clone(), device.clone(), memory.cloned(), shared.clone()));
         let backend: Box<dyn SimpleBackend> = Box::new(Backend(build.clone()));
         let outer = SCOPE.with_borrow_mut(|scope| scope.replace(build.clone()));
         let restore = Restore(outer);
-        let made = make(VarBuilder::from_backend(backend, dtype, Device::Cpu));
+        let made = make(VarBuilder::from_backend(backend, dtype, device.clone()));
         drop(restore);
         let newly_shared = build.state.lock().shared.take();
         match (made, newly_shared) {
@@ -124,11 +127,11 @@ pub(crate) fn scope() -> Option<Arc<Build>> {
 }
 
 impl Build {
-    fn new(weights: Arc<Weights>, device: Option<Arc<HostDevice>>, shared: BTreeSet<String>) -> Self {
+    fn new(weights: Arc<Weights>, device: Device, memory: Option<Arc<AnyDevice>>, shared: BTreeSet<String>) -> Self {
         // Eight bytes for the widest element.
         let longest = (weights.names().filter_map(|n| weights.get(n)))
             .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
-        Self { weights, device, shared, longest, state: Mutex::default(), link: Link::default() }
+        Self { weights, device, memory, shared, longest, state: Mutex::default(), link: Link::default() }
     }
 
     /// Builds the blocks of one stack, each a group of its own. Returns the index of the first group,
@@ -190,7 +193,7 @@ impl Build {
             Some(group) => &mut state.groups[group],
             None => &mut state.rest,
         };
-        let tensor = part.append(source, dtype, self.longest, self.device.as_ref())?;
+        let tensor = part.append(source, dtype, self)?;
         state.given.insert(key, (place, tensor.clone()));
         Ok(tensor)
     }
@@ -201,12 +204,12 @@ impl Build {
         tensors.fold(0u64, |sum, t| sum.saturating_add(align(elements(t))))
     }
 
-    fn spec(&self, name: &str) -> Result<ModuleSpec<mm_engine::HostBuffer>> {
+    fn spec(&self, name: &str) -> Result<ModuleSpec<AnyBuffer>> {
         let mut state = self.state.lock();
         let State { mut rest, groups, stacks, .. } = std::mem::take(&mut *state);
         rest.leave()?;
         let (rest_slabs, rest_homes) = rest.slabs.into_iter().unzip();
-        let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Tensor>>) =
+        let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Home>>) =
             groups.into_iter().map(|g| g.slabs.into_iter().unzip()).unzip();
         let mut slabs = slabs.drain(..);
         let stacks = stacks.into_iter().map(|(name, n)| StackSpec { name, groups: slabs.by_ref().take(n).collect() });
@@ -222,13 +225,7 @@ impl Build {
 }
 
 impl Part {
-    fn append(
-        &mut self,
-        source: &TensorSlice,
-        dtype: DType,
-        longest: u64,
-        device: Option<&Arc<HostDevice>>,
-    ) -> Result<Tensor> {
+    fn append(&mut self, source: &TensorSlice, dtype: DType, build: &Build) -> Result<Tensor> {
         let fail = |reason: String| {
             Error::Msg(format!("{}: tensor {}: {reason}", source.file().display(), source.name())).bt()
         };
@@ -245,44 +242,34 @@ impl Part {
         let index = match self.slabs.iter().position(|(slab, _)| fits(slab)) {
             Some(index) => index,
             None => {
-                let room = match self.room {
-                    Room::Chunks => bytes.max(CHUNK),
-                    Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
-                };
-                let bound = usize::try_from(longest / to.size()).map_err(|e| fail(e.to_string()))?;
-                let home = empty_home(dtype, bound, if device.is_some() { room } else { 0 })?;
-                if device.is_none() {
-                    evict(&home)?;
-                }
-                self.slabs.push((Slab::new(to), home));
+                let bound = usize::try_from(build.longest / to.size()).map_err(|e| fail(e.to_string()))?;
+                self.slabs.push((Slab::new(to), Home::new(dtype, bound, &build.device)?));
                 self.slabs.len() - 1
             }
+        };
+        let room = match self.room {
+            Room::Chunks => bytes.max(CHUNK),
+            Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
         };
         let (slab, home) = &mut self.slabs[index];
         let before = slab.bytes();
         let offset = slab.push(source.clone());
         let grown = slab.bytes() - before;
-        if let Some(device) = device {
-            let mut buffer = from_storage(evict(home)?).map_err(|_| fail("its home is closed".to_owned()))?;
-            let outcome = match buffer.grow(slab.bytes()) {
-                true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
-                false => Err(fail(format!("no memory for {grown} bytes more"))),
-            };
-            swap(home, into_storage(buffer))?;
-            outcome?;
+        let start = usize::try_from(offset / to.size()).map_err(|e| fail(e.to_string()))?;
+        if let Some(memory) = &build.memory {
+            home.append(slab, start, room)?;
             match &mut self.reserved {
                 Some(reserved) => reserved.grow(grown),
-                None => self.reserved = Some(device.reserve(grown)),
+                None => self.reserved = memory.reserve(grown),
             }
         }
-        let start = usize::try_from(offset / to.size()).map_err(|e| fail(e.to_string()))?;
-        home.narrow(0, start, source.shape().iter().product())?.reshape(source.shape())
+        home.view(start, source.shape())
     }
 
     /// The memory leaves; the views stay and refuse.
     fn leave(&mut self) -> Result<()> {
         for (_, home) in &self.slabs {
-            drop(evict(home)?);
+            home.leave()?;
         }
         self.reserved = None;
         Ok(())

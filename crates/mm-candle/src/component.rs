@@ -4,7 +4,7 @@ use crate::{Error, plain::PlainBackend};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::Weights;
-use mm_engine::{EngineError, HostDevice, ModelManager, Module, Registration, Share};
+use mm_engine::{AnyDevice, EngineError, ModelManager, Module, Registration, Share};
 use parking_lot::ReentrantMutex;
 use std::{cell::RefCell, path::PathBuf, sync::Arc};
 
@@ -43,22 +43,22 @@ impl LoadSpec {
 pub(crate) struct Loaded<M> {
     pub(crate) model: ReentrantMutex<RefCell<M>>,
     /// `None`: nobody manages it.
-    pub(crate) module: Option<Arc<Module<HostDevice>>>,
+    pub(crate) module: Option<Arc<Module<AnyDevice>>>,
     /// Held, so that who opens the same bytes later finds them open.
     pub(crate) weights: Option<Arc<Weights>>,
 }
 
 /// How a component hangs on its manager.
 pub(crate) struct Managed {
-    pub(crate) manager: Arc<ModelManager<HostDevice>>,
-    pub(crate) registration: Registration<HostDevice>,
+    pub(crate) manager: Arc<ModelManager<AnyDevice>>,
+    pub(crate) registration: Registration<AnyDevice>,
 }
 
 /// A model that is reached only inside [`Component::run`]. Dropping it unregisters it.
 pub struct Component<M> {
     // The registration goes first: it takes the weights off the device.
     managed: Option<Managed>,
-    loaded: Share<Loaded<M>, HostDevice>,
+    loaded: Share<Loaded<M>, AnyDevice>,
 }
 
 impl<M: Send> Component<M> {
@@ -72,7 +72,7 @@ impl<M: Send> Component<M> {
         Self { managed: None, loaded: Share::alone(Loaded { model, module: None, weights }) }
     }
 
-    pub(crate) const fn managed(loaded: Share<Loaded<M>, HostDevice>, managed: Managed) -> Self {
+    pub(crate) const fn managed(loaded: Share<Loaded<M>, AnyDevice>, managed: Managed) -> Self {
         Self { managed: Some(managed), loaded }
     }
 

@@ -4,43 +4,163 @@
 //! memory under every view and clone of it. A home without memory holds a storage that candle's
 //! kernels refuse by its dtype: an error, never undefined behaviour.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp};
-use mm_engine::{Homes, HostBuffer, Place};
+#[cfg(feature = "cuda")]
+use crate::card;
+use candle_core::{
+    CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp,
+};
+use mm_engine::{AnyBuffer, Homes, HostBuffer, Place, Slab};
 use parking_lot::Mutex;
 
-/// A flat tensor of `elements` that is empty yet, with memory reserved for `room` bytes. Its shape only
-/// bounds what may view it: the storage is as long as what was put in.
-pub(crate) fn empty_home(dtype: DType, elements: usize, room: u64) -> candle_core::Result<Tensor> {
-    let Some(mut buffer) = plan_dtype(dtype).and_then(HostBuffer::empty) else {
-        bail!("weights of dtype {dtype:?} can't be managed");
-    };
-    if !buffer.reserve(room) {
-        bail!("no memory for {room} bytes of weights");
-    }
-    Ok(Tensor::from_storage(Storage::Cpu(into_storage(buffer)), elements, BackpropOp::none(), false))
+/// A flat tensor under the weights of a group, of one dtype.
+pub(crate) struct Home {
+    tensor: Tensor,
+    /// The memory of a card that is in it.
+    #[cfg(feature = "cuda")]
+    lent: Mutex<Option<card::Lent>>,
 }
 
-/// Gives a home this memory and returns what it had.
-pub(crate) fn swap(home: &Tensor, storage: CpuStorage) -> candle_core::Result<CpuStorage> {
-    let cell = Swap(Mutex::new(Some(storage)));
-    home.inplace_op1(&cell)?;
-    match cell.0.into_inner() {
-        Some(storage) => Ok(storage),
-        None => bail!("a swap lost its storage"),
+impl Home {
+    /// A home without memory. Its shape, `elements`, only bounds what may view it: the storage is as long as what is put in.
+    pub(crate) fn new(dtype: DType, elements: usize, device: &Device) -> candle_core::Result<Self> {
+        // What is in it at first only tells the tensor its dtype.
+        let first = match device {
+            Device::Cpu => match plan_dtype(dtype).and_then(HostBuffer::empty) {
+                Some(buffer) => Storage::Cpu(into_storage(buffer)),
+                None => bail!("weights of dtype {dtype:?} can't be managed"),
+            },
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Storage::Cuda(card::zeros(1, dtype, device)?),
+            other => bail!("weights can't be managed on {:?}", other.location()),
+        };
+        let home = Self {
+            tensor: Tensor::from_storage(first, elements, BackpropOp::none(), false),
+            #[cfg(feature = "cuda")]
+            lent: Mutex::default(),
+        };
+        home.leave()?;
+        Ok(home)
+    }
+
+    /// The weight at `start`, in elements.
+    pub(crate) fn view(&self, start: usize, shape: &[usize]) -> candle_core::Result<Tensor> {
+        self.tensor.narrow(0, start, shape.iter().product())?.reshape(shape)
+    }
+
+    /// While a model is built: makes room for the tensor that `slab` got last, which begins at `start` (in elements), and reads it.
+    /// There will be about `room` bytes.
+    pub(crate) fn append(&self, slab: &Slab, start: usize, room: u64) -> candle_core::Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = self.tensor.device() {
+            return card::append(&self.tensor, device, slab, start, room);
+        }
+        let _ = start;
+        let mut buffer = match self.swap(Storage::Cpu(refusing()))? {
+            Storage::Cpu(CpuStorage::F8E8M0(_)) => plan_dtype(self.tensor.dtype()).and_then(HostBuffer::empty),
+            Storage::Cpu(storage) => from_storage(storage).ok(),
+            _ => None,
+        }
+        .ok_or_else(|| Error::msg("its home is closed"))?;
+        let outcome = match buffer.reserve(room.max(slab.bytes())) && buffer.grow(slab.bytes()) {
+            true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
+            false => Err(Error::msg(format!("no memory for {} bytes of weights", slab.bytes()))),
+        };
+        self.swap(Storage::Cpu(into_storage(buffer)))?;
+        outcome
+    }
+
+    /// While a model is built: what was read leaves; the views stay and refuse.
+    pub(crate) fn leave(&self) -> candle_core::Result<()> {
+        let refusing = match self.tensor.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Storage::Cuda(card::refusing(device)?),
+            _ => Storage::Cpu(refusing()),
+        };
+        self.swap(refusing).map(drop)
+    }
+
+    fn put(&self, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
+        let storage = match buffer {
+            AnyBuffer::Host(buffer) => into_storage(buffer),
+            #[cfg(feature = "cuda")]
+            AnyBuffer::Cuda(buffer) => {
+                let refused = |(buffer, reason)| (AnyBuffer::Cuda(buffer), reason);
+                return card::put(&self.tensor, &self.lent, buffer).map_err(refused);
+            }
+        };
+        let nothing = || AnyBuffer::Host(HostBuffer::U8(Vec::new()));
+        match self.swap(Storage::Cpu(storage)) {
+            Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => Ok(()),
+            Ok(occupied) => {
+                let ours = self.swap(occupied).ok().and_then(|storage| host(storage).ok());
+                Err((ours.map_or_else(nothing, AnyBuffer::Host), "it is occupied".to_owned()))
+            }
+            // The op only fails before it has run; the memory went with it.
+            Err(error) => Err((nothing(), error.to_string())),
+        }
+    }
+
+    fn take(&self) -> Result<AnyBuffer, String> {
+        #[cfg(feature = "cuda")]
+        if self.tensor.device().is_cuda() {
+            return card::take(&self.tensor, &self.lent).map(AnyBuffer::Cuda);
+        }
+        let storage = self.swap(Storage::Cpu(refusing())).map_err(|e| e.to_string())?;
+        host(storage).map(AnyBuffer::Host).map_err(|_| "it is empty".to_owned())
+    }
+
+    fn swap(&self, storage: Storage) -> candle_core::Result<Storage> {
+        swap(&self.tensor, storage).map_err(|(_, error)| error)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Home {
+    fn drop(&mut self) {
+        card::close(&self.tensor, &self.lent);
     }
 }
 
 /// The storage that every kernel refuses.
-pub(crate) const fn refusing() -> CpuStorage {
+const fn refusing() -> CpuStorage {
     CpuStorage::F8E8M0(Vec::new())
 }
 
-/// Takes a home's memory away.
-pub(crate) fn evict(home: &Tensor) -> candle_core::Result<CpuStorage> {
-    swap(home, refusing())
+/// Gives a home this memory and returns what it had; on an error this memory.
+pub(crate) fn swap(home: &Tensor, storage: Storage) -> Result<Storage, (Option<Storage>, Error)> {
+    let cell = Swap(Mutex::new(Some(storage)));
+    let outcome = home.inplace_op1(&cell);
+    match (outcome, cell.0.into_inner()) {
+        (Ok(()), Some(storage)) => Ok(storage),
+        (Ok(()), None) => Err((None, Error::msg("a swap lost its storage"))),
+        (Err(error), storage) => Err((storage, error)),
+    }
 }
 
-struct Swap(Mutex<Option<CpuStorage>>);
+struct Swap(Mutex<Option<Storage>>);
+
+impl Swap {
+    /// Puts the memory in, if it is of the same kind.
+    fn exchange<S>(
+        &self,
+        storage: &mut S,
+        kind: impl Fn(S) -> Storage,
+        of: impl Fn(Storage) -> Result<S, Storage>,
+    ) -> candle_core::Result<()> {
+        let mut cell = self.0.lock();
+        match cell.take().map(of) {
+            Some(Ok(new)) => {
+                *cell = Some(kind(std::mem::replace(storage, new)));
+                Ok(())
+            }
+            Some(Err(stranger)) => {
+                *cell = Some(stranger);
+                bail!("memory of another device")
+            }
+            None => Ok(()),
+        }
+    }
+}
 
 impl InplaceOp1 for Swap {
     fn name(&self) -> &'static str {
@@ -48,22 +168,22 @@ impl InplaceOp1 for Swap {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        let mut cell = self.0.lock();
-        if let Some(new) = cell.take() {
-            *cell = Some(std::mem::replace(storage, new));
-        }
-        Ok(())
+        self.exchange(storage, Storage::Cpu, |new| if let Storage::Cpu(new) = new { Ok(new) } else { Err(new) })
+    }
+
+    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
+        self.exchange(storage, Storage::Cuda, |new| if let Storage::Cuda(new) = new { Ok(new) } else { Err(new) })
     }
 }
 
 /// The homes of a component, as the engine reaches them.
 pub(crate) struct CandleHomes {
-    pub(crate) rest: Vec<Tensor>,
-    pub(crate) groups: Vec<Vec<Tensor>>,
+    pub(crate) rest: Vec<Home>,
+    pub(crate) groups: Vec<Vec<Home>>,
 }
 
 impl CandleHomes {
-    fn home(&self, place: Place, slab: usize) -> Option<&Tensor> {
+    fn home(&self, place: Place, slab: usize) -> Option<&Home> {
         match place {
             Place::Rest => self.rest.get(slab),
             Place::Group(group) => self.groups.get(group)?.get(slab),
@@ -71,27 +191,25 @@ impl CandleHomes {
     }
 }
 
-impl Homes<HostBuffer> for CandleHomes {
-    fn put(&self, place: Place, slab: usize, buffer: HostBuffer) -> Result<(), (HostBuffer, String)> {
+impl Homes<AnyBuffer> for CandleHomes {
+    fn put(&self, place: Place, slab: usize, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
         let Some(home) = self.home(place, slab) else {
             return Err((buffer, format!("no home for slab {slab} of {place:?}")));
         };
-        match swap(home, into_storage(buffer)) {
-            Ok(CpuStorage::F8E8M0(_)) => Ok(()),
-            Ok(occupied) => {
-                let reason = format!("the home of slab {slab} of {place:?} is occupied");
-                let ours = swap(home, occupied).ok().and_then(|s| from_storage(s).ok());
-                Err((ours.unwrap_or(HostBuffer::U8(Vec::new())), reason))
-            }
-            // The op only fails before it has run; the memory went with it.
-            Err(error) => Err((HostBuffer::U8(Vec::new()), error.to_string())),
-        }
+        let named = |(buffer, reason)| (buffer, format!("the home of slab {slab} of {place:?}: {reason}"));
+        home.put(buffer).map_err(named)
     }
 
-    fn take(&self, place: Place, slab: usize) -> Result<HostBuffer, String> {
+    fn take(&self, place: Place, slab: usize) -> Result<AnyBuffer, String> {
         let home = self.home(place, slab).ok_or_else(|| format!("no home for slab {slab} of {place:?}"))?;
-        from_storage(evict(home).map_err(|e| e.to_string())?)
-            .map_err(|_| format!("the home of slab {slab} of {place:?} is empty"))
+        home.take().map_err(|reason| format!("the home of slab {slab} of {place:?}: {reason}"))
+    }
+}
+
+fn host(storage: Storage) -> Result<HostBuffer, Storage> {
+    match storage {
+        Storage::Cpu(storage) => from_storage(storage).map_err(Storage::Cpu),
+        other => Err(other),
     }
 }
 

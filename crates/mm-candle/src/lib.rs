@@ -43,6 +43,8 @@
 
 mod blocks;
 mod build;
+#[cfg(feature = "cuda")]
+mod card;
 mod component;
 mod error;
 mod home;

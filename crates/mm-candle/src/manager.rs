@@ -5,10 +5,12 @@ use crate::{
     build::build,
     component::{Loaded, Managed},
 };
-use candle_core::Result;
+use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::{Index, LoadParams, WeightStore, Weights};
-use mm_engine::{EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
+use mm_engine::{AnyDevice, EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
+#[cfg(feature = "cuda")]
+use mm_engine::{CudaDevice, Staging};
 use mm_plan::{Component as Description, Machine, Policy};
 use parking_lot::ReentrantMutex;
 use std::{cell::RefCell, ops::Deref, sync::Arc};
@@ -16,7 +18,8 @@ use std::{cell::RefCell, ops::Deref, sync::Arc};
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
 #[derive(Clone)]
 pub struct Manager {
-    engine: Arc<ModelManager<HostDevice>>,
+    engine: Arc<ModelManager<AnyDevice>>,
+    device: Device,
 }
 
 impl Manager {
@@ -34,8 +37,47 @@ impl Manager {
     /// As [`Manager::cpu`].
     pub fn cpu_with(machine: Machine, policy: Policy, weights: Arc<WeightStore>) -> std::result::Result<Self, Error> {
         let timeline = Arc::new(Timeline::default());
-        let device = Arc::new(HostDevice::new(machine.vram_free.unwrap_or(0), timeline.clone()));
-        Ok(Self { engine: ModelManager::with_weights(device, timeline, machine, policy, weights)? })
+        let device = AnyDevice::Host(HostDevice::new(machine.vram_free.unwrap_or(0), timeline.clone()));
+        let engine = ModelManager::with_weights(Arc::new(device), timeline, machine, policy, weights)?;
+        Ok(Self { engine, device: Device::Cpu })
+    }
+
+    /// A manager of the card with this number, under a budget: `machine.vram_free` bytes of it for weights. Models are built on
+    /// [`Manager::candle_device`], and compute on its stream; inputs go there too.
+    ///
+    /// # Errors
+    /// candle can't use the card; `NoDriver`; the machine presents no budget; its host has no room for the staging ring.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize, machine: Machine, policy: Policy) -> std::result::Result<Self, Error> {
+        Self::cuda_with(ordinal, machine, policy, Arc::new(WeightStore::new(Index::user())))
+    }
+
+    /// The same, with weights opened in `weights`, which other managers may share.
+    ///
+    /// # Errors
+    /// As [`Manager::cuda`].
+    #[cfg(feature = "cuda")]
+    pub fn cuda_with(
+        ordinal: usize,
+        machine: Machine,
+        policy: Policy,
+        weights: Arc<WeightStore>,
+    ) -> std::result::Result<Self, Error> {
+        let device = Device::new_cuda_with_stream(ordinal)?;
+        let candle = device.as_cuda_device()?;
+        crate::card::order_by_engine(candle);
+        let timeline = Arc::new(Timeline::default());
+        let limits = [machine.page_lock_limit, (machine.ram_available > 0).then_some(machine.ram_available)];
+        let staging = Staging { limit: limits.into_iter().flatten().min().unwrap_or(u64::MAX), ..Staging::default() };
+        let (budget, stream) = (machine.vram_free.unwrap_or(0), candle.cuda_stream());
+        let memory = CudaDevice::with_staging(ordinal, Some(stream), budget, staging, timeline.clone())?;
+        let engine = ModelManager::with_weights(Arc::new(AnyDevice::Cuda(memory)), timeline, machine, policy, weights)?;
+        Ok(Self { engine, device })
+    }
+
+    /// Where its models compute.
+    pub const fn candle_device(&self) -> &Device {
+        &self.device
     }
 
     /// Loads a component: opens its files, builds the model with `build` (called again where a tensor
@@ -54,9 +96,10 @@ impl Manager {
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.engine.weights().open(&spec.files)?;
         let config = spec.config.as_ref().map(|config| format!("{} {config}", spec.lazy));
+        let place = format!("{:?}", self.device.location());
         let params = config.as_ref().map(|config| LoadParams {
             dtype: spec.dtype.as_str(),
-            device: "cpu",
+            device: &place,
             config: config.as_bytes(),
         });
         let build = || self.build(spec, weights.clone(), make);
@@ -73,10 +116,11 @@ impl Manager {
         weights: Arc<Weights>,
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Loaded<M>, Error> {
-        let device = self.engine.device();
-        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, (!spec.lazy).then_some(device), make)?;
+        let memory = self.engine.device();
+        let eager = (!spec.lazy).then_some(memory);
+        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, &self.device, eager, make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);
-        let module = Module::new(module, device.clone(), self.engine.timeline().clone());
+        let module = Module::new(module, memory.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
         Ok(Loaded { model: ReentrantMutex::new(RefCell::new(model)), module: Some(module), weights: Some(weights) })
@@ -92,13 +136,13 @@ pub fn describe<M>(
     spec: &LoadSpec,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<(Description, M), Error> {
-    let (model, mut module, _) = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, None, make)?;
+    let (model, mut module, _) = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, &Device::Cpu, None, make)?;
     (module.phase, module.passes) = (spec.phase, spec.passes);
     Ok((module.description(), model))
 }
 
 impl Deref for Manager {
-    type Target = Arc<ModelManager<HostDevice>>;
+    type Target = Arc<ModelManager<AnyDevice>>;
 
     fn deref(&self) -> &Self::Target {
         &self.engine

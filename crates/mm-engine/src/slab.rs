@@ -90,6 +90,15 @@ impl Slab {
         self.parts.last().map_or(Ok(()), |part| self.fill_part(part, 0, Self::whole(part, self.dtype, into)?))
     }
 
+    /// Reads the tensor last pushed alone, to the front of `into`.
+    ///
+    /// # Errors
+    /// As [`Slab::fill`].
+    pub fn read_last(&self, into: &mut [u8]) -> Result<()> {
+        let Some(part) = self.parts.last() else { return Ok(()) };
+        self.fill_part(part, 0, Self::whole(&Part { offset: 0, source: part.source.clone() }, self.dtype, into)?)
+    }
+
     /// Fills `into` with what lies at `start` (a multiple of [`ALIGN`]) of this slab; a slab larger than a buffer goes
     /// through it in pieces.
     ///

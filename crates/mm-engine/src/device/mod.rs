@@ -1,8 +1,10 @@
 //! What the engine asks of a device.
 
+mod any;
 mod buffer;
 mod host;
 
+pub use any::{AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource};
 pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
 
