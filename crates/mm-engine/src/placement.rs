@@ -76,7 +76,7 @@ impl<D: Device> Placement<D> {
             match module.device.allocate(spec.dtype(), spec.bytes()) {
                 Ok(buffer) => {
                     let source = module.device.in_files(spec.clone());
-                    copies.push((place, slab, module.copy(&entry.label, spec.bytes(), source, buffer, None)));
+                    copies.push((place, slab, module.copy(entry, spec.bytes(), source, buffer, None)));
                 }
                 Err(error) => {
                     outcome = Err(error);
