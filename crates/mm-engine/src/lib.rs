@@ -80,6 +80,13 @@ mod slab;
 mod slots;
 pub mod timeline;
 
+#[cfg(test)]
+extern crate self as mm_engine;
+/// Among the unit tests, because only they can describe weights larger than any machine.
+#[cfg(test)]
+#[path = "../tests/simulated/mod.rs"]
+mod simulated;
+
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
