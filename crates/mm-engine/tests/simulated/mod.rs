@@ -138,8 +138,6 @@ fn run(case: &Case, plan: &Plan, schedule: &Schedule, rates: Rates, seen: &Seen)
         for (index, visit) in schedule.visits.iter().enumerate() {
             let ran = components.iter().find(|ran| ran.module.name() == visit.component).unwrap();
             let steady = request > 0 || !ran.plan.keep;
-            // Groups that each have a slot of their own are copied once; the planner has them copied in each pass.
-            let steady = steady && ran.plan.slots as usize != ran.plan.streamed_count().max(1);
             let start = device.synchronize();
             device.take_events();
             for pass in 0..visit.passes {
