@@ -66,9 +66,11 @@
 //! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
 //! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
-//! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
-//!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
-//! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//! 9. **As planned**: on a virtual clock, whatever the planner makes of 10,000 generated machines and models, each copy and each
+//!    compute starts and ends at the nanosecond that `mm_plan::simulate` says (`tests/simulated`).
+//! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//! 11. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 
@@ -87,6 +89,13 @@ mod slots;
 mod source;
 mod tiers;
 pub mod timeline;
+
+#[cfg(test)]
+extern crate self as mm_engine;
+/// Among the unit tests, because only they can describe weights larger than any machine.
+#[cfg(test)]
+#[path = "../tests/simulated/mod.rs"]
+mod simulated;
 
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]

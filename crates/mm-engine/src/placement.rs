@@ -16,6 +16,9 @@ pub(crate) struct Placement<D: Device> {
     active: bool,
     /// The pass, as the device's profiler is told of it.
     profiled: Option<Box<dyn Send>>,
+    passes: u32,
+    /// The pass after which it is expected to leave the device: the last of a request, where the plan does not keep it.
+    last: Option<u32>,
     /// The first error of a call that could not return it; the next call reports it.
     deferred: Option<EngineError>,
 }
@@ -39,6 +42,8 @@ impl<D: Device> Placement<D> {
             slots,
             active: false,
             profiled: None,
+            passes: 0,
+            last: (!plan.keep).then_some(module.description().passes),
             deferred: None,
         };
         match placement.fill(module).and_then(|()| placement.prepare(module, plan)) {
@@ -126,6 +131,9 @@ impl<D: Device> Placement<D> {
     pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
         self.active = true;
         self.profiled = module.device.profile(Kind::Pass, &module.whole());
+        self.passes = self.passes.saturating_add(1);
+        // Copies for a pass that never comes would hold up the component that comes instead.
+        self.order.begin_pass(self.last == Some(self.passes));
         self.prefetch(module);
     }
 
@@ -133,7 +141,9 @@ impl<D: Device> Placement<D> {
         self.active = false;
         self.profiled = None;
         self.order.end_pass(complete);
-        self.prefetch(module);
+        if self.last != Some(self.passes) {
+            self.prefetch(module);
+        }
         self.deferred.take().map_or(Ok(()), Err)
     }
 
