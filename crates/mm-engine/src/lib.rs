@@ -66,9 +66,11 @@
 //! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
 //! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
-//! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
-//!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
-//! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//! 9. **Host tiers are those of the plan**, or [`ModuleStats::notes`] say which are not, and why; page-locked bytes are booked before they
+//!    are allocated (`tests/tiers.rs`, `tests/cuda_tiers.rs`).
+//! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//! 11. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 
