@@ -31,11 +31,14 @@ mod linux {
     use std::os::unix::fs::OpenOptionsExt;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
 
     /// What places in the file, memory and lengths are multiples of, bytes: at least the block of any disk that takes such reads.
     const BLOCK: usize = 4096;
     /// Bytes of one read; a disk is as fast with longer ones.
     const STEP: usize = 4 << 20;
+    /// Of a long stretch, read at once.
+    const PARTS: usize = 4;
 
     thread_local! {
         /// One read under way, and room to begin at a multiple of the block.
@@ -57,13 +60,13 @@ mod linux {
                 return Ok(false);
             }
             let Some(direct) = self.file.get_or_init(|| open(file)) else { return Ok(false) };
-            match BOUNCE.with_borrow_mut(|bounce| read(direct, offset, into, bounce)) {
+            match read_in_parts(direct, offset, into) {
                 // So says a file system that only refuses when it is read.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.refused.store(true, Relaxed);
                     Ok(false)
                 }
-                outcome => outcome.map(|()| true),
+                outcome => outcome,
             }
         }
     }
@@ -72,6 +75,31 @@ mod linux {
     fn open(file: &File) -> Option<File> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         File::options().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+    }
+
+    /// Several parts at once: a disk is slow with one read at a time, and waits while what it read is copied. `false`: no
+    /// thread could be started for that.
+    fn read_in_parts(direct: &File, offset: u64, into: &mut [u8]) -> io::Result<bool> {
+        let length = into.len().div_ceil(PARTS).max(STEP);
+        let mut parts = into.chunks_mut(length).zip((offset..).step_by(length));
+        let first = parts.next();
+        let read = |(part, offset)| BOUNCE.with_borrow_mut(|bounce| read(direct, offset, part, bounce));
+        thread::scope(|scope| {
+            let start =
+                |part| thread::Builder::new().name("mm-read".to_owned()).spawn_scoped(scope, move || read(part));
+            let others: Vec<_> = parts.map(start).collect();
+            let mut outcome = first.map_or(Ok(()), read);
+            let mut complete = true;
+            for other in others {
+                let Ok(other) = other else {
+                    complete = false;
+                    continue;
+                };
+                let panicked = |_| Err(io::Error::other("a thread that reads panicked"));
+                outcome = outcome.and(other.join().unwrap_or_else(panicked));
+            }
+            outcome.map(|()| complete)
+        })
     }
 
     fn read(direct: &File, offset: u64, into: &mut [u8], bounce: &mut Vec<u8>) -> io::Result<()> {

@@ -68,9 +68,11 @@
 //! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
 //! 9. **As planned**: on a virtual clock, whatever the planner makes of 10,000 generated machines and models, each copy and each
 //!    compute starts and ends at the nanosecond that `mm_plan::simulate` says (`tests/simulated`).
-//! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//! 10. **Host tiers are those of the plan**, or [`ModuleStats::notes`] say which are not, and why; page-locked bytes are booked before they
+//!     are allocated (`tests/tiers.rs`, `tests/cuda_tiers.rs`).
+//! 11. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
 //!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
-//! 11. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//! 12. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 

@@ -124,6 +124,7 @@ pub struct Module<D: Device> {
     title: RwLock<Arc<str>>,
     /// The number of the manager that has it; zero: none.
     owner: AtomicU64,
+    host_memory: AtomicU64,
 }
 
 const PASSES_KEPT: usize = 10_000;
@@ -156,6 +157,7 @@ impl<D: Device> Module<D> {
             loads: AtomicU64::new(0),
             title: RwLock::new(title),
             owner: AtomicU64::new(0),
+            host_memory: AtomicU64::new(0),
         })
     }
 
@@ -174,6 +176,16 @@ impl<D: Device> Module<D> {
         if **current != *title {
             *current = title.into();
         }
+    }
+
+    /// Bytes of memory that the host has for it; `None`: nobody knows.
+    pub(crate) fn host_memory(&self) -> Option<u64> {
+        Some(self.host_memory.load(Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    /// Zero: nobody knows.
+    pub(crate) fn set_host_memory(&self, bytes: u64) {
+        self.host_memory.store(bytes, Relaxed);
     }
 
     /// Whether that manager has it now. It is one manager's at a time: two would not know what the other holds.

@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     Rig, Shape, TestDevice, even,
-    fake_cuda::{FakeCuda, driver},
+    fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, driver},
     host::slab,
     on_tiers, placement, plan_of,
 };
@@ -217,6 +217,50 @@ fn page_locked_memory_outlives_its_sources_until_the_driver_has_read_it() {
             drop((first, last));
         }
     }
+    assert_eq!(driver().live(), live);
+}
+
+#[test]
+fn a_wait_that_fails_leaves_page_locked_memory_alone_until_one_succeeds() {
+    let _alone = alone();
+    let mut kept = 0;
+    for at in 0..6 {
+        // Nothing runs before it is waited for.
+        driver().seed(0);
+        let cuda = FakeCuda::open(0, ROOMY, Staging { buffers: 1, ..SMALL }).unwrap().cuda;
+        let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![5; 1024]))];
+        let source = cuda.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+        let start = |source| cuda.copy(label(), source, cuda.allocate(DType::F32, 1024).unwrap(), None);
+        let copied = cuda.finish(start(source.clone())).ok().unwrap();
+        // The only reader has let go of the first when it has ended another.
+        let other = cuda.finish(start(cuda.in_files(slabs[0].clone()))).ok().unwrap();
+        driver().fail(at, ILLEGAL_ADDRESS, 0);
+        drop(source);
+        driver().fail(NEVER, 0, 0);
+        assert_eq!(cuda.page_locked(), driver().page_locked());
+        kept += u32::from(cuda.page_locked() == 2 * 4096);
+        drop(cuda.in_memory(&slabs, HostTier::PageLocked).unwrap());
+        assert_eq!((cuda.page_locked(), driver().page_locked()), (4096, 4096), "after a fault at call {at}");
+        drop((copied, other));
+    }
+    assert!(kept >= 3, "{kept}");
+}
+
+#[test]
+fn what_could_not_be_freed_goes_with_the_last_that_knows_its_device() {
+    let _alone = alone();
+    let live = driver().live();
+    let cuda = FakeCuda::open(0, ROOMY, SMALL).unwrap().cuda;
+    let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![5; 1024]))];
+    let source = cuda.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+    let copy = cuda.copy(label(), source, cuda.allocate(DType::F32, 1024).unwrap(), None);
+    let buffer = cuda.finish(copy).ok().unwrap();
+    let locked = driver().page_locked();
+    driver().fail(0, ILLEGAL_ADDRESS, 1);
+    drop(cuda);
+    driver().fail(NEVER, 0, 0);
+    assert_eq!(driver().page_locked(), locked, "the driver may still read it");
+    drop(buffer);
     assert_eq!(driver().live(), live);
 }
 

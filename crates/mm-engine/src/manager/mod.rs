@@ -72,6 +72,8 @@ struct State<D: Device> {
 pub struct ModelManager<D: Device> {
     /// Tells it from other managers.
     id: u64,
+    /// What of the host's memory is available, bytes; zero: nobody knows.
+    host_memory: u64,
     device: Arc<D>,
     timeline: Arc<Timeline>,
     cache: LoadCache,
@@ -109,6 +111,7 @@ impl<D: Device> ModelManager<D> {
                 machine.vram_free
             )));
         }
+        let host_memory = machine.ram_available;
         let state = State {
             registry: Registry::default(),
             admission: Admission::default(),
@@ -124,7 +127,7 @@ impl<D: Device> ModelManager<D> {
             planned: 0,
         };
         let (id, cache) = (MANAGERS.fetch_add(1, Relaxed), LoadCache::new());
-        Ok(Arc::new(Self { id, device, timeline, cache, weights, gate: Gate::new(state) }))
+        Ok(Arc::new(Self { id, host_memory, device, timeline, cache, weights, gate: Gate::new(state) }))
     }
 
     /// The device.

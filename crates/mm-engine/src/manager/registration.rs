@@ -89,6 +89,7 @@ impl<D: Device> ModelManager<D> {
                 "{name} is registered with another manager; drop that registration, or share that manager"
             )));
         }
+        module.set_host_memory(self.host_memory);
         Ok(())
     }
 
