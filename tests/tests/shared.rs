@@ -214,6 +214,36 @@ fn what_cannot_be_registered_is_forgotten() {
     assert!(draw(&a) == PICTURES[0]);
 }
 
+/// A copy whose text encoder is configured otherwise.
+fn configured() -> Twin {
+    let twin = Twin::new();
+    let file = twin.0.path().join("text_encoder/config.json");
+    let config = fs::read_to_string(&file).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["rms_norm_eps"] = 1e-3.into();
+    fs::write(&file, config.to_string()).unwrap();
+    twin
+}
+
+/// A name is free again when its pipeline is gone, also where another pipeline still shares what it stood for.
+#[test]
+fn a_name_is_free_when_its_pipeline_is_gone() {
+    let _one = ONE_AT_A_TIME.lock();
+    let manager = manager(1 << 40, Strategy::Auto);
+    let a = ZImage::load(&folder(), &options(DType::F32), &manager).unwrap();
+    let b = ZImage::load(&TWIN.folder(), &named("b"), &manager).unwrap();
+    drop(a);
+    let configured = configured();
+    let c = ZImage::load(&configured.folder(), &options(DType::F32), &manager).unwrap();
+    let [b_vae, c_vae] = ["b.vae", "vae"].map(|name| manager.get_component(name).unwrap());
+    assert!(Arc::ptr_eq(&b_vae, &c_vae));
+    let [b_encoder, c_encoder] = ["b.text_encoder", "text_encoder"].map(|name| manager.get_component(name).unwrap());
+    assert!(!Arc::ptr_eq(&b_encoder, &c_encoder));
+    assert!(draw(&b) == PICTURES[1]);
+    drop(b);
+    draw(&c);
+}
+
 /// Another compute dtype, or another configuration, is another component.
 #[test]
 fn what_is_computed_otherwise_is_not_shared() {
@@ -221,12 +251,7 @@ fn what_is_computed_otherwise_is_not_shared() {
     let manager = manager(1 << 40, Strategy::Auto);
     let _a = ZImage::load(&folder(), &options(DType::F32), &manager).unwrap();
     let _b = ZImage::load(&folder(), &LoadOptions { dtype: DType::BF16, ..named("b") }, &manager).unwrap();
-    let configured = Twin::new();
-    let file = configured.0.path().join("text_encoder/config.json");
-    let config = fs::read_to_string(&file).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    config["rms_norm_eps"] = 1e-3.into();
-    fs::write(&file, config.to_string()).unwrap();
+    let configured = configured();
     let _c = ZImage::load(&configured.folder(), &named("c"), &manager).unwrap();
     let [a, b, c] = ["text_encoder", "b.text_encoder", "c.text_encoder"].map(|n| manager.get_component(n).unwrap());
     assert!(!Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &c) && !Arc::ptr_eq(&b, &c));

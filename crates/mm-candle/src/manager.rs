@@ -46,7 +46,7 @@ impl Manager {
     /// under one name more, phase and passes stay those of the first, and what `M` keeps from run to run is shared too.
     ///
     /// # Errors
-    /// The files can't be used; `build` fails; the name is taken.
+    /// The files can't be used; `build` fails; another component has the name.
     pub fn load<M: Send + 'static>(
         &self,
         spec: &LoadSpec,
@@ -63,7 +63,7 @@ impl Manager {
         let loaded = self.engine.share(&spec.name, &weights, params.as_ref(), build)?;
         // There is one: it was built for this manager.
         let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
-        let registration = self.engine.register(&spec.name, module)?;
+        let registration = self.engine.register_new(&spec.name, module)?;
         Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }))
     }
 

@@ -57,14 +57,19 @@
 //!    the order of groups is learned (`tests/pass.rs`, `tests/timeline.rs`).
 //! 4. **Faults**: whichever call of the device fails, once or for ever, the error is told or the run is right, nothing leaks, and the
 //!    next run is right (`tests/faults.rs`).
-//! 5. **No hang**: too many leases, a run inside itself, threads that wait for each other are [`EngineError::Misuse`] at once
-//!    (`tests/pass.rs`, `tests/manager.rs`). A [`Run`] that was forgotten keeps other threads out of its component.
-//! 6. **A plan is run exactly or refused** with the place where it differs (`tests/manager.rs`).
+//! 5. **No hang**: threads whose components fit the device together run beside each other, others in turn, and nobody is put off for
+//!    ever; too many leases, a run inside itself, and whatever could only be waited for without end are [`EngineError::Misuse`] at
+//!    once (`tests/laws/concurrency.rs`; the rules alone against every order in `tests/admission.rs`, the waiting under a checker of schedules
+//!    in `tests/schedules.rs`). A [`Run`] that was forgotten keeps other threads out of its component.
+//! 6. **A plan is run exactly or refused** with the place where it differs (`tests/laws/plans.rs`). Another plan is put in force whole or not
+//!    at all, and touches only what it places differently (`tests/laws/{transitions,overrides}.rs`).
 //! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
 //! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
 //! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
 //!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 
 #[expect(dead_code, reason = "the manager is yet to use it")]
@@ -78,6 +83,7 @@ mod manager;
 mod module;
 mod order;
 mod placement;
+mod scope;
 mod slab;
 mod slots;
 pub mod timeline;
@@ -90,6 +96,9 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
 pub use cudarc;
 pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
 pub use error::{EngineError, Result};
-pub use manager::{ModelManager, Registration, Run, Share, StrategyOverride};
+pub use manager::{
+    Managed, Managing, ModelManager, Pipeline, Registration, Run, Share, SourceRegistration, StrategyOverride, managed,
+};
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
+pub use scope::{DeviceScope, device_scope, scoped_device, scoped_dtype};
 pub use slab::{ALIGN, Slab, align, dtype_of};

@@ -7,10 +7,13 @@ use crate::{
     timeline::{Kind, Label, Timeline},
 };
 use mm_plan::{Component, ComponentPlan, Granularity, Group, Slab as SlabSize, Stack};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+    atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    },
 };
 
 /// Which part of a component.
@@ -83,7 +86,7 @@ impl<B> ModuleSpec<B> {
 }
 
 pub(crate) struct GroupEntry {
-    pub(crate) label: Label,
+    name: Arc<str>,
     pub(crate) slabs: Vec<Arc<Slab>>,
 }
 
@@ -114,6 +117,10 @@ pub struct Module<D: Device> {
     placement: Mutex<Option<(u64, Placement<D>)>>,
     passes: Mutex<(u64, Vec<u64>)>,
     loads: AtomicU64,
+    /// The name that it is planned under.
+    title: RwLock<Arc<str>>,
+    /// The number of the manager that has it; zero: none.
+    owner: AtomicU64,
 }
 
 const PASSES_KEPT: usize = 10_000;
@@ -122,9 +129,9 @@ impl<D: Device> Module<D> {
     /// A module that is nowhere yet.
     pub fn new(spec: ModuleSpec<D::Buffer>, device: Arc<D>, timeline: Arc<Timeline>) -> Arc<Self> {
         let description = spec.description();
-        let component: Arc<str> = description.name.as_str().into();
+        let title: Arc<str> = description.name.as_str().into();
         let entry = |group: String, slabs: Vec<Slab>| GroupEntry {
-            label: Label { component: component.clone(), group: group.into() },
+            name: group.into(),
             slabs: slabs.into_iter().map(Arc::new).collect(),
         };
         let groups = spec.stacks.into_iter().flat_map(|stack| {
@@ -143,12 +150,37 @@ impl<D: Device> Module<D> {
             placement: Mutex::new(None),
             passes: Mutex::default(),
             loads: AtomicU64::new(0),
+            title: RwLock::new(title),
+            owner: AtomicU64::new(0),
         })
     }
 
-    /// The component's name.
+    /// The name that it was built with. What it is registered as may be another.
     pub fn name(&self) -> &str {
         &self.description.name
+    }
+
+    /// What plans, errors and the timeline call it: one of the names that it is registered as, else its own.
+    pub fn title(&self) -> Arc<str> {
+        self.title.read().clone()
+    }
+
+    pub(crate) fn set_title(&self, title: &str) {
+        let mut current = self.title.write();
+        if **current != *title {
+            *current = title.into();
+        }
+    }
+
+    /// Whether that manager has it now. It is one manager's at a time: two would not know what the other holds.
+    pub(crate) fn claim(&self, manager: u64) -> bool {
+        let owner = self.owner.compare_exchange(0, manager, AcqRel, Acquire);
+        owner.is_ok() || owner == Err(manager)
+    }
+
+    /// Nobody has it any more.
+    pub(crate) fn disown(&self) {
+        self.owner.store(0, Release);
     }
 
     /// What the planner is told about it.
@@ -192,7 +224,7 @@ impl<D: Device> Module<D> {
         self.timeline.span(Kind::Pass, 0, &self.whole(), start_ns, 0);
         if self.groups.is_empty() {
             // Nobody leases a whole component: its pass is its compute.
-            self.timeline.span(Kind::Compute, 0, &self.rest.label, start_ns, 0);
+            self.timeline.span(Kind::Compute, 0, &self.label(&self.rest), start_ns, 0);
         }
         let mut passes = self.passes.lock();
         passes.0 += 1;
@@ -211,10 +243,10 @@ impl<D: Device> Module<D> {
     pub fn lease(self: &Arc<Self>, group: usize) -> Result<GroupLease<D>> {
         let mut placement = self.placement.lock();
         let (load, placement) = placement.as_mut().filter(|(_, p)| p.is_active()).ok_or_else(|| {
-            EngineError::Misuse(format!("the blocks of {} are used outside its run(..)", self.description.name))
+            EngineError::Misuse(format!("the blocks of {} are used outside its run(..)", self.title()))
         })?;
         if group >= self.groups.len() {
-            let (name, count) = (&self.description.name, self.groups.len());
+            let (name, count) = (self.title(), self.groups.len());
             return Err(EngineError::Misuse(format!("{name} has {count} groups, there is no group {group}")));
         }
         placement.acquire(self, group)?;
@@ -223,7 +255,7 @@ impl<D: Device> Module<D> {
 
     /// Names the component without a group.
     pub(crate) fn whole(&self) -> Label {
-        Label { component: self.rest.label.component.clone(), group: "".into() }
+        Label { component: self.title(), group: "".into() }
     }
 
     pub(crate) fn entry(&self, place: Place) -> &GroupEntry {
@@ -233,22 +265,26 @@ impl<D: Device> Module<D> {
         }
     }
 
+    pub(crate) fn label(&self, entry: &GroupEntry) -> Label {
+        Label { component: self.title(), group: entry.name.clone() }
+    }
+
     /// Starts copying a slab; counts it.
     pub(crate) fn copy(&self, entry: &GroupEntry, slab: usize, into: D::Buffer, after: Option<D::Event>) -> D::Copy {
         let slab = entry.slabs[slab].clone();
         self.copied.fetch_add(slab.bytes(), Relaxed);
-        self.device.copy(entry.label.clone(), slab, into, after)
+        self.device.copy(self.label(entry), slab, into, after)
     }
 
     /// Orders compute after a copy; time spent waiting is a stall.
-    pub(crate) fn finish(&self, label: &Label, copy: D::Copy) -> Result<D::Buffer, CopyFailed<D::Buffer>> {
+    pub(crate) fn finish(&self, entry: &GroupEntry, copy: D::Copy) -> Result<D::Buffer, CopyFailed<D::Buffer>> {
         if self.device.is_done(&copy) {
             return self.device.finish(copy);
         }
         let start = self.timeline.now();
         let outcome = self.device.finish(copy);
         self.stalled.fetch_add(self.timeline.now() - start, Relaxed);
-        self.timeline.span(Kind::Stall, 0, label, start, 0);
+        self.timeline.span(Kind::Stall, 0, &self.label(entry), start, 0);
         outcome
     }
 }
@@ -272,8 +308,8 @@ pub struct GroupLease<D: Device> {
 
 impl<D: Device> Drop for GroupLease<D> {
     fn drop(&mut self) {
-        let label = &self.module.groups[self.group].label;
-        self.module.timeline.span(Kind::Compute, 0, label, self.start_ns, 0);
+        let label = self.module.label(&self.module.groups[self.group]);
+        self.module.timeline.span(Kind::Compute, 0, &label, self.start_ns, 0);
         // A lease that outlived its placement has nothing to give back: unloading took it all.
         if let Some((load, placement)) = self.module.placement.lock().as_mut()
             && *load == self.load

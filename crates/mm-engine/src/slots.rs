@@ -63,7 +63,7 @@ impl<D: Device> Slots<D> {
         }
         let mut this = Self { dtypes: sizes.keys().copied().collect(), slots: Vec::new() };
         if !streamed.is_empty() && count == 0 {
-            let reason = format!("{}: groups stream, but the plan has no slot", module.name());
+            let reason = format!("{}: groups stream, but the plan has no slot", module.title());
             return Err(EngineError::PlanMismatch { reason });
         }
         for _ in 0..count {
@@ -109,7 +109,7 @@ impl<D: Device> Slots<D> {
                 let index = self.victim(order).ok_or_else(|| {
                     EngineError::Misuse(format!(
                         "{}: {} blocks are held at once, but there are {} slots; drop a block before taking the next",
-                        module.name(),
+                        module.title(),
                         self.slots.len() + 1,
                         self.slots.len()
                     ))
@@ -222,7 +222,7 @@ impl<D: Device> Slots<D> {
                 slot.state = State::Loading { group, copies };
                 let _ = self.land(module, index);
                 self.slots[index].state = State::Empty;
-                let reason = format!("a slot of {} has lost its memory", module.name());
+                let reason = format!("a slot of {} has lost its memory", module.title());
                 return Err(EngineError::DeviceLost { reason });
             };
             let copy = module.copy(entry, slab, memory, slot.used.clone());
@@ -240,7 +240,7 @@ impl<D: Device> Slots<D> {
         };
         let mut outcome = Ok(());
         for Flight { buffer, copy } in copies {
-            match module.finish(&module.groups[group].label, copy) {
+            match module.finish(&module.groups[group], copy) {
                 Ok(memory) => slot.buffers[buffer] = Some(memory),
                 Err(failed) => {
                     slot.buffers[buffer] = failed.buffer;
@@ -256,7 +256,7 @@ impl<D: Device> Slots<D> {
 
     fn put_home(&mut self, module: &Module<D>, index: usize, group: usize) -> Result<()> {
         for (slab, spec) in module.groups[group].slabs.iter().enumerate() {
-            let lost = || EngineError::Internal(format!("a slot of {} is incomplete", module.name()));
+            let lost = || EngineError::Internal(format!("a slot of {} is incomplete", module.title()));
             let buffer = self.dtypes.iter().position(|dtype| *dtype == spec.dtype()).ok_or_else(lost)?;
             let memory = self.slots[index].buffers[buffer].take().ok_or_else(lost)?;
             if let Err((memory, reason)) = module.homes.put(Place::Group(group), slab, memory) {

@@ -111,7 +111,7 @@ impl Manager {
     fn component<M: Send>(&self, spec: &LoadSpec, loaded: Share<Loaded<M>, CpuDevice>) -> Result<Component<M>> {
         // There is one: it was built for this manager.
         let managed = loaded.managed.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
-        let registration = self.engine.register(&spec.name, &managed.0)?;
+        let registration = self.engine.register_new(&spec.name, &managed.0)?;
         Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }))
     }
 }

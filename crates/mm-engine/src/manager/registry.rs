@@ -1,253 +1,236 @@
-//! Who is registered, under which names, how often.
+//! Who is registered, under which names, how often, by which source.
+//!
+//! A module is known by its identity, whatever it is called. Planned it is under the oldest of its names; the others
+//! are aliases. A name belongs to one module: another one that takes it displaces the first, which stays as long as it has
+//! another name.
 
-use super::ModelManager;
-use crate::{Device, EngineError, Module, Result};
-use mm_plan::{Component, ComponentPlan, Plan};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    thread::ThreadId,
-};
+use super::admission::Id;
+use crate::{Device, Module};
+use mm_cache::Key;
+use mm_plan::Component;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// One registration.
+pub(super) type Holder = u64;
 
 /// A module, however many names it has.
 pub(super) struct Entry<D: Device> {
     pub(super) module: Arc<Module<D>>,
-    /// The placement it was last loaded with.
-    pub(super) applied: Option<ComponentPlan>,
-    /// Runs under way.
-    pub(super) runs: usize,
-    /// The thread of the run that began last.
-    pub(super) thread: Option<ThreadId>,
-    /// When it was used last.
-    pub(super) used: u64,
-    /// Nobody holds it any more; it goes when its run ends.
-    pub(super) leaving: bool,
+    /// Under which it lies in the cache.
+    pub(super) keys: Vec<Key>,
 }
 
+impl<D: Device> Clone for Entry<D> {
+    fn clone(&self) -> Self {
+        Self { module: self.module.clone(), keys: self.keys.clone() }
+    }
+}
+
+#[derive(Clone)]
 struct Name {
-    /// Index of the module's entry.
-    entry: u64,
-    registrations: usize,
+    id: Id,
+    /// When this module got this name.
+    since: u64,
+    holders: Vec<Holder>,
 }
 
+/// Whatever lists its components, and what was registered for it.
+#[derive(Clone)]
+pub(super) struct Source {
+    pub(super) serial: u64,
+    pub(super) handles: usize,
+    pub(super) holders: Vec<(String, Holder)>,
+}
+
+/// Cloned to try changes out: what is tried is either put in place whole, or dropped.
 pub(super) struct Registry<D: Device> {
     names: BTreeMap<String, Name>,
-    entries: BTreeMap<u64, Entry<D>>,
+    entries: BTreeMap<Id, Entry<D>>,
+    /// Nobody holds them any more; they go when their run ends.
+    leaving: BTreeMap<Id, Entry<D>>,
+    /// By address. Whoever registered one keeps it alive.
+    pub(super) sources: BTreeMap<usize, Source>,
     next: u64,
 }
 
 impl<D: Device> Default for Registry<D> {
     fn default() -> Self {
-        Self { names: BTreeMap::new(), entries: BTreeMap::new(), next: 0 }
+        let (names, entries, leaving, sources) = Default::default();
+        Self { names, entries, leaving, sources, next: 0 }
     }
 }
 
+impl<D: Device> Clone for Registry<D> {
+    fn clone(&self) -> Self {
+        Self {
+            names: self.names.clone(),
+            entries: self.entries.clone(),
+            leaving: self.leaving.clone(),
+            sources: self.sources.clone(),
+            next: self.next,
+        }
+    }
+}
+
+/// What a registration that ended leaves behind.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Removed {
+    /// There was no such registration, or it counts for nothing any more.
+    Stale,
+    /// Others hold the module.
+    Held,
+    /// Nobody holds it.
+    Orphan(Id),
+}
+
 impl<D: Device> Registry<D> {
-    /// Returns the number of the module's entry.
-    pub(super) fn add(&mut self, name: &str, module: &Arc<Module<D>>) -> Result<u64> {
-        let known = self.entries.iter().find(|(_, e)| Arc::ptr_eq(&e.module, module)).map(|(id, _)| *id);
-        if let Some(named) = self.names.get_mut(name) {
-            if Some(named.entry) != known {
-                return Err(taken(name));
-            }
-            named.registrations += 1;
-            return Ok(named.entry);
-        }
-        // A plan knows a module by its own name, so that must be nobody else's either.
-        let own = module.name();
-        let others = || self.entries.iter().filter(|(id, e)| Some(**id) != known && !e.leaving);
-        if let Some(clash) = [own, name].into_iter().find(|n| others().any(|(_, e)| e.module.name() == *n)) {
-            return Err(taken(clash));
-        }
-        if self.names.get(own).is_some_and(|named| Some(named.entry) != known) {
-            return Err(taken(own));
-        }
-        let entry = known.unwrap_or_else(|| {
-            self.next += 1;
-            let entry = Entry { module: module.clone(), applied: None, runs: 0, thread: None, used: 0, leaving: false };
-            self.entries.insert(self.next, entry);
-            self.next
+    /// One registration more; and the module that it displaced, where nobody holds that one any more.
+    pub(super) fn add(&mut self, name: &str, module: &Arc<Module<D>>) -> (Holder, Option<Id>) {
+        let id = self.id_of(module).unwrap_or_else(|| {
+            let left = self.leaving.iter().find(|(_, e)| Arc::ptr_eq(&e.module, module)).map(|(id, _)| *id);
+            let entry = left.and_then(|id| self.leaving.remove(&id).map(|entry| (id, entry)));
+            let (id, entry) =
+                entry.unwrap_or_else(|| (self.serial(), Entry { module: module.clone(), keys: Vec::new() }));
+            self.entries.insert(id, entry);
+            id
         });
-        if let Some(known) = self.entries.get_mut(&entry) {
-            known.leaving = false;
+        let displaced = self.names.get(name).map(|n| n.id).filter(|other| *other != id);
+        if displaced.is_some() {
+            self.names.remove(name);
         }
-        self.names.insert(name.to_owned(), Name { entry, registrations: 1 });
-        Ok(entry)
+        let (since, holder) = (self.serial(), self.serial());
+        let named = self.names.entry(name.to_owned()).or_insert(Name { id, since, holders: Vec::new() });
+        named.holders.push(holder);
+        (holder, displaced.filter(|id| self.is_orphan(*id)))
     }
 
-    /// One registration less; the module, if that was its last and it isn't running. Registrations
-    /// from before a `clear` count for nothing.
-    pub(super) fn remove(&mut self, name: &str, entry: u64) -> Option<Arc<Module<D>>> {
-        let named = self.names.get_mut(name).filter(|named| named.entry == entry)?;
-        named.registrations -= 1;
-        if named.registrations > 0 {
-            return None;
+    /// One registration less.
+    pub(super) fn remove(&mut self, name: &str, holder: Holder) -> Removed {
+        let Some(named) = self.names.get_mut(name) else { return Removed::Stale };
+        let Some(at) = named.holders.iter().position(|h| *h == holder) else { return Removed::Stale };
+        named.holders.remove(at);
+        let (id, last) = (named.id, named.holders.is_empty());
+        if last {
+            self.names.remove(name);
         }
-        let entry = self.names.remove(name)?.entry;
-        if self.names.values().any(|other| other.entry == entry) {
-            return None;
-        }
-        let last = self.entries.get_mut(&entry)?;
-        last.leaving = true;
-        if last.runs > 0 {
-            return None;
-        }
-        self.entries.remove(&entry).map(|e| e.module)
+        if self.is_orphan(id) { Removed::Orphan(id) } else { Removed::Held }
     }
 
-    /// A run ended; the module, if nobody holds it any more.
-    pub(super) fn end_run(&mut self, module: &Arc<Module<D>>) -> Option<Arc<Module<D>>> {
-        let (id, entry) = self.entries.iter_mut().find(|(_, e)| Arc::ptr_eq(&e.module, module))?;
-        (entry.runs, entry.thread) = (0, None);
-        let id = entry.leaving.then_some(*id)?;
-        self.entries.remove(&id).map(|e| e.module)
+    /// The registration under this name that was made last.
+    pub(super) fn last_holder(&self, name: &str) -> Option<Holder> {
+        self.names.get(name).and_then(|named| named.holders.last().copied())
     }
 
+    /// The module's names are nobody's.
+    pub(super) fn strike(&mut self, id: Id) {
+        self.names.retain(|_, named| named.id != id);
+    }
+
+    /// Takes an orphan out; `stays`: its run isn't over.
+    pub(super) fn orphan(&mut self, id: Id, stays: bool) -> Option<Entry<D>> {
+        let entry = self.entries.remove(&id)?;
+        if stays {
+            self.leaving.insert(id, entry.clone());
+        }
+        Some(entry)
+    }
+
+    /// Its run ended; the module, if nobody holds it any more.
+    pub(super) fn left(&mut self, id: Id) -> Option<Entry<D>> {
+        self.leaving.remove(&id)
+    }
+
+    pub(super) fn id_of(&self, module: &Arc<Module<D>>) -> Option<Id> {
+        self.entries.iter().find(|(_, e)| Arc::ptr_eq(&e.module, module)).map(|(id, _)| *id)
+    }
+
+    pub(super) fn id(&self, name: &str) -> Option<Id> {
+        self.names.get(name).map(|named| named.id)
+    }
+
+    pub(super) fn entry(&self, id: Id) -> Option<&Entry<D>> {
+        self.entries.get(&id)
+    }
+
+    /// What errors call it, also while it is leaving.
+    pub(super) fn title(&self, id: Id) -> Option<Arc<str>> {
+        self.entries.get(&id).or_else(|| self.leaving.get(&id)).map(|entry| entry.module.title())
+    }
+
+    pub(super) fn entry_mut(&mut self, id: Id) -> Option<&mut Entry<D>> {
+        self.entries.get_mut(&id)
+    }
+
+    pub(super) fn module(&self, name: &str) -> Option<&Arc<Module<D>>> {
+        self.id(name).and_then(|id| self.entries.get(&id)).map(|entry| &entry.module)
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Id, &Entry<D>)> {
+        self.entries.iter().map(|(id, entry)| (*id, entry))
+    }
+
+    /// All names, sorted.
     pub(super) fn names(&self) -> Vec<String> {
         self.names.keys().cloned().collect()
     }
 
-    pub(super) fn module(&self, name: &str) -> Option<Arc<Module<D>>> {
-        self.names.get(name).and_then(|n| self.entries.get(&n.entry)).map(|e| e.module.clone())
+    /// A module's names, the one that it is planned under first.
+    pub(super) fn names_of(&self, id: Id) -> Vec<&str> {
+        let mut names: Vec<(u64, &str)> =
+            self.names.iter().filter(|(_, named)| named.id == id).map(|(name, named)| (named.since, &**name)).collect();
+        names.sort_unstable();
+        names.into_iter().map(|(_, name)| name).collect()
     }
 
-    pub(super) fn modules(&self) -> impl Iterator<Item = &Arc<Module<D>>> {
-        self.entries.values().filter(|e| !e.leaving).map(|e| &e.module)
+    /// The name under which a module is planned, given any of its names.
+    pub(super) fn planned_name(&self, name: &str) -> Option<&str> {
+        self.id(name).and_then(|id| self.names_of(id).into_iter().next())
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<D>> {
-        self.entries.values()
+    /// How many registrations a module has, under all its names.
+    pub(super) fn registrations(&self, id: Id) -> usize {
+        self.names.values().filter(|named| named.id == id).map(|named| named.holders.len()).sum()
     }
 
-    pub(super) fn entry_of(&mut self, module: &Arc<Module<D>>) -> Option<&mut Entry<D>> {
-        self.entries.values_mut().find(|e| Arc::ptr_eq(&e.module, module))
-    }
-
-    pub(super) fn idle_module(&self, name: &str) -> Result<Arc<Module<D>>> {
-        let entry = self.names.get(name).and_then(|n| self.entries.get(&n.entry));
-        let entry = entry.ok_or_else(|| EngineError::Misuse(format!("no component {name:?} is registered")))?;
-        if entry.runs > 0 {
-            return Err(EngineError::Misuse(format!("{name} is running")));
-        }
-        Ok(entry.module.clone())
-    }
-
-    pub(super) fn clear(&mut self) -> Result<Vec<Arc<Module<D>>>> {
-        if let Some(running) = self.entries.values().find(|e| e.runs > 0) {
-            return Err(EngineError::Misuse(format!("{} is running", running.module.name())));
-        }
-        self.names.clear();
-        Ok(std::mem::take(&mut self.entries).into_values().map(|e| e.module).collect())
-    }
-
-    /// What the planner is told: each module under its own name, further names as aliases.
+    /// What the planner is told: each module under one of its names, the others as aliases.
     pub(super) fn descriptions(&self) -> Vec<Component> {
-        let mut components: Vec<Component> = self.modules().map(|m| m.description().clone()).collect();
-        for (name, named) in &self.names {
-            if let Some(entry) = self.entries.get(&named.entry)
-                && entry.module.name() != name
-            {
-                components.push(Component {
-                    phase: entry.module.description().phase,
-                    same_as: Some(entry.module.name().to_owned()),
-                    ..Component::whole(name.clone(), 0)
-                });
-            }
+        let mut components = Vec::new();
+        for (id, entry) in self.entries() {
+            let description = entry.module.description();
+            let names = self.names_of(id);
+            let Some((name, aliases)) = names.split_first() else { continue };
+            components.push(Component { name: (*name).to_owned(), ..description.clone() });
+            components.extend(aliases.iter().map(|alias| Component {
+                phase: description.phase,
+                same_as: Some((*name).to_owned()),
+                ..Component::whole(*alias, 0)
+            }));
         }
         components
     }
 
-    /// Whether `plan` is a plan for exactly these modules on this device.
-    pub(super) fn check(&self, plan: &Plan, device: &D) -> Result<()> {
-        let budget = device.memory().budget;
-        let mismatch = |reason: String| Err(EngineError::PlanMismatch { reason });
-        if plan.schema != 1 {
-            return mismatch(format!("it has schema {}, this engine runs schema 1", plan.schema));
-        }
-        if plan.peak.device > budget {
-            return mismatch(format!("it needs {} bytes, the device's budget is {budget}", plan.peak.device));
-        }
-        let mut tiers = plan.components.iter().flat_map(|c| &c.stacks).flat_map(|s| &s.host);
-        if let Some(tier) = tiers.find(|tier| !device.host_tiers().contains(tier)) {
-            return mismatch(format!(
-                "it keeps groups {tier:?} on the host, which this device can't copy from; plan for this device"
-            ));
-        }
-        let placed = plan.components.iter().filter(|c| c.same_as.is_none());
-        if let Some(extra) = placed.clone().find(|c| !self.modules().any(|m| m.name() == c.name)) {
-            return mismatch(format!("it has a component {:?} that is not registered", extra.name));
-        }
-        for module in self.modules() {
-            let Some(component) = placed.clone().find(|c| c.name == module.name()) else {
-                return mismatch(format!("it has no component {:?}", module.name()));
-            };
-            check_component(module.description(), component, plan.peak.device)
-                .or_else(|reason| mismatch(format!("{}: {reason}", module.name())))?;
-        }
-        Ok(())
-    }
-}
-
-/// Recomputes a placement's bytes; `Err` says where it differs.
-fn check_component(component: &Component, plan: &ComponentPlan, peak: u64) -> Result<(), String> {
-    if plan.rest != component.rest {
-        return Err(format!("the rest is {} bytes, the plan has {}", component.rest, plan.rest));
-    }
-    let shapes = component.stacks.iter().map(|s| (&s.name, s.groups.len()));
-    if !shapes.eq(plan.stacks.iter().map(|s| (&s.name, s.resident.len()))) {
-        return Err("the stacks differ in name, number or length".to_owned());
-    }
-    let flags = plan.stacks.iter().flat_map(|s| &s.resident);
-    let (mut resident, mut largest) = (0u64, BTreeMap::new());
-    for (group, flag) in component.groups().zip(flags) {
-        if *flag {
-            resident += group.bytes();
-        } else {
-            for slab in &group.slabs {
-                let slot = largest.entry(slab.dtype).or_insert(0);
-                *slot = slab.bytes.max(*slot);
+    /// Errors and the timeline call each module what it is planned as.
+    pub(super) fn retitle(&self) {
+        for (id, entry) in self.entries() {
+            if let Some(name) = self.names_of(id).first() {
+                entry.module.set_title(name);
             }
         }
     }
-    let slot: u64 = largest.values().sum();
-    if !largest.is_empty() && (plan.slots == 0 || plan.slot_bytes != slot) {
-        return Err(format!("a slot takes {slot} bytes, the plan has {} slots of {}", plan.slots, plan.slot_bytes));
-    }
-    let bytes = slot.checked_mul(u64::from(plan.slots)).and_then(|s| s.checked_add(component.rest + resident));
-    match bytes {
-        Some(bytes) if bytes == plan.engine_bytes && bytes <= peak => Ok(()),
-        _ => Err(format!("it takes {bytes:?} bytes, the plan has {} of a peak of {peak}", plan.engine_bytes)),
-    }
-}
 
-fn taken(name: &str) -> EngineError {
-    EngineError::Misuse(format!(
-        "another component is registered as {name:?}; drop its registration or choose another name"
-    ))
-}
-
-/// A registration; dropping it unregisters.
-pub struct Registration<D: Device> {
-    manager: Weak<ModelManager<D>>,
-    name: String,
-    entry: u64,
-}
-
-impl<D: Device> Registration<D> {
-    pub(super) fn new(manager: &Arc<ModelManager<D>>, name: &str, entry: u64) -> Self {
-        Self { manager: Arc::downgrade(manager), name: name.to_owned(), entry }
+    /// Forgets everything, and returns it. Registrations made so far count for nothing.
+    pub(super) fn clear(&mut self) -> Vec<Entry<D>> {
+        let old = std::mem::replace(self, Self { next: self.next, ..Self::default() });
+        old.entries.into_values().chain(old.leaving.into_values()).collect()
     }
 
-    /// The name registered.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// A number that was never used.
+    pub(super) const fn serial(&mut self) -> u64 {
+        self.next += 1;
+        self.next
     }
-}
 
-impl<D: Device> Drop for Registration<D> {
-    fn drop(&mut self) {
-        if let Some(manager) = self.manager.upgrade() {
-            manager.unregister(&self.name, self.entry);
-        }
+    fn is_orphan(&self, id: Id) -> bool {
+        !self.names.values().any(|named| named.id == id)
     }
 }

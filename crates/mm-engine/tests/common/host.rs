@@ -5,7 +5,7 @@ use mm_engine::{Homes, HostBuffer, HostDevice, Module, ModuleSpec, Place, Slab, 
 use mm_plan::DType;
 use parking_lot::Mutex;
 use safetensors::Dtype;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 type Key = (Option<usize>, usize);
 
@@ -20,6 +20,14 @@ fn key(place: Place, slab: usize) -> Key {
 }
 
 impl Shelf {
+    /// Whether a group's only slab is home and holds this number throughout.
+    pub fn is_all(&self, group: usize, number: f32) -> bool {
+        match self.0.lock().get(&(Some(group), 0)) {
+            Some(HostBuffer::F32(values)) => !values.is_empty() && values.iter().all(|value| *value == number),
+            _ => false,
+        }
+    }
+
     /// The first number of a group's only slab.
     pub fn first(&self, group: usize) -> Option<f32> {
         match self.0.lock().get(&(Some(group), 0)) {
@@ -54,14 +62,25 @@ pub fn slab(to: DType, stored: Dtype, bytes: Vec<u8>) -> Slab {
 
 /// Block `i` holds 1024 times the number `i`.
 pub fn component(device: &Arc<HostDevice>, timeline: &Arc<Timeline>, blocks: u16) -> (Arc<Module<HostDevice>>, Shelf) {
+    numbered(device, timeline, "transformer", None, 0..blocks)
+}
+
+/// A block of 1024 times each of these numbers.
+pub fn numbered(
+    device: &Arc<HostDevice>,
+    timeline: &Arc<Timeline>,
+    name: &str,
+    phase: Option<u32>,
+    numbers: Range<u16>,
+) -> (Arc<Module<HostDevice>>, Shelf) {
     let block = |i: u16| vec![slab(DType::F32, Dtype::F32, f32::from(i).to_le_bytes().repeat(1024))];
     let shelf = Shelf::default();
     let spec = ModuleSpec {
-        name: "transformer".to_owned(),
-        phase: None,
+        name: name.to_owned(),
+        phase,
         passes: 1,
         rest: Vec::new(),
-        stacks: vec![StackSpec { name: "layers".to_owned(), groups: (0..blocks).map(block).collect() }],
+        stacks: vec![StackSpec { name: "layers".to_owned(), groups: numbers.map(block).collect() }],
         homes: Box::new(shelf.clone()),
     };
     (Module::new(spec, device.clone(), timeline.clone()), shelf)

@@ -15,7 +15,10 @@ use parking_lot::Mutex;
 use safetensors::Dtype;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
 
 /// What the tests ask of a device beside what the engine does.
@@ -60,6 +63,7 @@ pub struct Rack<D: TestDevice> {
     device: D,
     expected: HashMap<Key, Parts>,
     held: Mutex<HashMap<Key, D::Buffer>>,
+    refuses: AtomicBool,
 }
 
 struct RackHomes<D: TestDevice>(Arc<Rack<D>>);
@@ -81,6 +85,11 @@ impl<D: TestDevice> Rack<D> {
         let held = self.held.lock();
         let mut keys = self.expected.keys().filter(|key| key.0 == group);
         keys.all(|key| held.get(key).is_some_and(|buffer| self.is_right(key, buffer)))
+    }
+
+    /// The next slab that is to be taken away stays, with an error.
+    pub fn refuse_next(&self) {
+        self.refuses.store(true, SeqCst);
     }
 
     /// How many slabs are home.
@@ -106,6 +115,9 @@ impl<D: TestDevice> Homes<D::Buffer> for RackHomes<D> {
 
     fn take(&self, place: Place, slab: usize) -> Result<D::Buffer, String> {
         let key = key(place, slab);
+        if self.0.refuses.swap(false, SeqCst) {
+            return Err("refused as told".to_owned());
+        }
         let Some(mut buffer) = self.0.held.lock().remove(&key) else {
             self.0.device.violation(format!("{key:?} taken while empty"));
             return Err("empty".to_owned());
@@ -176,7 +188,8 @@ pub fn build<D: TestDevice>(
         }
         stacks.push(StackSpec { name: format!("stack{index}"), groups });
     }
-    let rack = Arc::new(Rack { device: D::clone(device), expected, held: Mutex::default() });
+    let refuses = AtomicBool::new(false);
+    let rack = Arc::new(Rack { device: D::clone(device), expected, held: Mutex::default(), refuses });
     let homes = Box::new(RackHomes(rack.clone()));
     let spec = ModuleSpec { name: shape.name.to_owned(), phase: shape.phase, passes: 1, rest, stacks, homes };
     (Module::new(spec, device.clone(), timeline.clone()), rack)
@@ -251,6 +264,25 @@ impl<D: TestDevice> Rig<D> {
         Ok(())
     }
 
+    /// A rig with nothing registered.
+    pub fn empty(budget: u64, strategy: Strategy) -> Self {
+        Self::new(budget, 1, strategy, &[])
+    }
+
+    /// A component of two blocks, not registered.
+    pub fn small(&self, name: &'static str) -> Arc<Module<D>> {
+        self.build(&even(name, 2)).0
+    }
+
+    /// One pass of a component of [`Rig::small`], or any other that has two blocks.
+    pub fn run(&self, module: &Arc<Module<D>>) -> Result<(), EngineError> {
+        let run = self.manager.begin(module)?;
+        for group in 0..2 {
+            drop(module.lease(group)?);
+        }
+        run.complete()
+    }
+
     /// Everything is taken down; nothing may be left, no rule broken.
     pub fn finish(self) {
         let Self { device, manager, modules, racks, registrations } = self;
@@ -258,6 +290,15 @@ impl<D: TestDevice> Rig<D> {
         drop((manager, modules));
         assert!(racks.iter().all(|rack| rack.count() == 0), "weights left in homes");
         device.check_empty();
+    }
+}
+
+/// What it says is wrong.
+pub fn misuse<T>(result: Result<T, EngineError>) -> String {
+    match result {
+        Err(EngineError::Misuse(text)) => text,
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("allowed"),
     }
 }
 
