@@ -72,7 +72,6 @@
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 
-#[expect(dead_code, reason = "the manager is yet to use it")]
 pub mod calibrate;
 mod cast;
 #[cfg(feature = "cuda")]
@@ -88,6 +87,7 @@ mod slab;
 mod slots;
 pub mod timeline;
 
+pub use calibrate::Calibration;
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};

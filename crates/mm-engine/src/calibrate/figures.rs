@@ -48,7 +48,7 @@ impl Figures {
 }
 
 /// A link that was not measured keeps its figure; of none that is known nothing is made.
-fn merged(before: Option<Links>, now: Links) -> Option<Links> {
+pub(crate) fn merged(before: Option<Links>, now: Links) -> Option<Links> {
     if now.h2d > 0 {
         let before = before.filter(|links| links.h2d > 0);
         return Some(Links {

@@ -98,15 +98,17 @@ impl Observed {
         lanes.into_iter().zip(&mut copies).for_each(|(log, copies)| log.add(copies));
     }
 
-    /// A pass of the component ended; its events have been read. `counts`: it ran to its end, and leases last as long as what is
-    /// computed in them.
-    pub(crate) fn pass(&mut self, component: &str, start_ns: u64, end_ns: u64, counts: bool) {
+    /// A pass of the component ran to its end; its events have been read. `timed`: a lease lasts as long as what is computed in
+    /// it.
+    pub(crate) fn pass(&mut self, component: &str, start_ns: u64, end_ns: u64, timed: bool) {
         let Some(seen) = self.components.get_mut(component) else { return };
-        let mut held = std::mem::take(&mut seen.held);
         // A pass that took no time has no clock.
-        if !counts || end_ns <= start_ns {
+        if !timed || end_ns <= start_ns {
+            seen.held.clear();
+            seen.passes += u64::from(!timed);
             return;
         }
+        let mut held = std::mem::take(&mut seen.held);
         held.retain(|held| held.start_ns >= start_ns);
         // What nothing else took is the rest's.
         held.push(Held { group: seen.parts.len().checked_sub(1), start_ns, end_ns });
@@ -116,6 +118,13 @@ impl Observed {
         seen.passes += 1;
         held.clear();
         seen.held = held;
+    }
+
+    /// A pass of the component was interrupted, or not all that happened in it is known.
+    pub(crate) fn interrupted(&mut self, component: &str) {
+        if let Some(seen) = self.components.get_mut(component) {
+            seen.held.clear();
+        }
     }
 
     /// Computing the component took that many bytes on top of its weights.
@@ -128,6 +137,11 @@ impl Observed {
     /// Complete passes of the component that were seen.
     pub(crate) fn passes(&self, component: &str) -> u64 {
         self.components.get(component).map_or(0, |seen| seen.passes)
+    }
+
+    /// Whether the links' figures come from more than first copies.
+    pub(crate) fn has_usual_links(&self) -> bool {
+        !self.link.later.is_empty() || !self.staging.later.is_empty()
     }
 
     /// The figures so far. `from_disk`: the files don't fit in memory, so that each copy reads them anew.

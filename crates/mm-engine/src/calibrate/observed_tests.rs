@@ -82,7 +82,7 @@ fn stalls_are_not_compute_and_groups_may_come_twice_or_not_at_all() {
 fn a_pass_that_does_not_count_teaches_nothing() {
     let mut observed = watched();
     observed.read(&[compute("layers.0", 10, 1000)]);
-    observed.pass("transformer", 0, 2000, false);
+    observed.interrupted("transformer");
     observed.read(&[compute("layers.0", 3000, 0)]);
     observed.pass("transformer", 3000, 3000, true);
     assert_eq!((observed.passes("transformer"), compute_ns(&observed)), (0, None));
@@ -90,6 +90,15 @@ fn a_pass_that_does_not_count_teaches_nothing() {
     observed.read(&[compute("layers.1", 3000, 5000), compute("layers.0", 9000, 10)]);
     observed.pass("transformer", 9000, 9010, true);
     assert_eq!(compute_ns(&observed), Some(vec![Some(10), Some(0), Some(0)]));
+}
+
+#[test]
+fn where_leases_tell_no_compute_passes_are_counted_all_the_same() {
+    let mut observed = watched();
+    observed.read(&[compute("layers.0", 10, 1000)]);
+    observed.pass("transformer", 0, 2000, false);
+    let figures = &observed.figures(false).components["transformer"];
+    assert_eq!((&figures.compute_ns, figures.rest_ns, figures.passes), (&vec![None; 3], None, 1));
 }
 
 #[test]

@@ -227,6 +227,10 @@ impl<M: HostMemory> Device for HostDevice<M> {
         !copy.outcome.is_empty()
     }
 
+    fn leases_tell_compute(&self) -> bool {
+        true
+    }
+
     fn memory(&self) -> DeviceMemory {
         *self.shared.memory.lock()
     }

@@ -76,6 +76,12 @@ pub trait Device: Send + Sync + Sized + 'static {
         &[HostTier::Mapped]
     }
 
+    /// Whether a lease lasts as long as what is computed with it, so that it tells how long that takes. Not so on a device
+    /// with a stream of its own, where compute is only enqueued meanwhile.
+    fn leases_tell_compute(&self) -> bool {
+        false
+    }
+
     /// Memory as counted at each allocation.
     fn memory(&self) -> DeviceMemory;
 }
