@@ -30,16 +30,24 @@ pub enum EngineError {
         /// Bytes free.
         free: u64,
     },
-    /// Host memory may not be page-locked: raise the limit, or ask for a smaller staging ring.
+    /// Host memory may not be page-locked: raise the limit, or plan for less of it.
     #[error(
-        "{need} bytes of host memory can't be page-locked{}; raise the limit, or make the staging ring smaller",
-        limit.map_or(String::new(), |limit| format!(", {limit} may be"))
+        "{need} more bytes of host memory can't be page-locked{}; raise the limit, or page-lock less",
+        limit.map_or(", the system refuses".to_owned(), |limit| format!(", {limit} may be in all"))
     )]
     PageLock {
         /// Bytes asked for.
         need: u64,
         /// The limit given; `None`: the system refused.
         limit: Option<u64>,
+    },
+    /// The host has no memory for a copy of weights: free some, or keep groups in their files.
+    #[error(
+        "the host has no {need} bytes of memory for a copy of weights; free some, or keep the groups in their files"
+    )]
+    HostMemory {
+        /// Bytes asked for.
+        need: u64,
     },
     /// There is no CUDA driver to load: install NVIDIA's, or compute on the CPU.
     #[error("there is no usable CUDA driver on this machine: {reason}; install NVIDIA's driver, or compute on the CPU")]

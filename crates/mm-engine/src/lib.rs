@@ -85,12 +85,14 @@ mod placement;
 mod scope;
 mod slab;
 mod slots;
+mod source;
+mod tiers;
 pub mod timeline;
 
 pub use calibrate::Calibration;
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
+pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 /// The library whose streams a [`CudaDevice`] takes.
 #[cfg(feature = "cuda")]
 pub use cudarc;
@@ -102,3 +104,4 @@ pub use manager::{
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
 pub use scope::{DeviceScope, device_scope, scoped_device, scoped_dtype};
 pub use slab::{ALIGN, Slab, align, dtype_of};
+pub use source::HostSource;

@@ -101,6 +101,8 @@ pub struct ModuleStats {
     pub copied_bytes: u64,
     /// Nanoseconds that compute stood still waiting for copies.
     pub stall_ns: u64,
+    /// Where it was put on the device last, what is not as the plan says, and why.
+    pub notes: Vec<String>,
 }
 
 /// A component that can be put on a device, streamed through it, and taken off.
@@ -116,6 +118,7 @@ pub struct Module<D: Device> {
     /// With the number of the load that made it, so that a lease knows whether it is of this one.
     placement: Mutex<Option<(u64, Placement<D>)>>,
     passes: Mutex<(u64, Vec<u64>)>,
+    pub(crate) notes: Mutex<Vec<String>>,
     loads: AtomicU64,
     /// The name that it is planned under.
     title: RwLock<Arc<str>>,
@@ -149,6 +152,7 @@ impl<D: Device> Module<D> {
             stalled: AtomicU64::new(0),
             placement: Mutex::new(None),
             passes: Mutex::default(),
+            notes: Mutex::default(),
             loads: AtomicU64::new(0),
             title: RwLock::new(title),
             owner: AtomicU64::new(0),
@@ -191,7 +195,13 @@ impl<D: Device> Module<D> {
     /// What it did so far.
     pub fn stats(&self) -> ModuleStats {
         let (passes, pass_ns) = self.passes.lock().clone();
-        ModuleStats { pass_ns, passes, copied_bytes: self.copied.load(Relaxed), stall_ns: self.stalled.load(Relaxed) }
+        ModuleStats {
+            pass_ns,
+            passes,
+            copied_bytes: self.copied.load(Relaxed),
+            stall_ns: self.stalled.load(Relaxed),
+            notes: self.notes.lock().clone(),
+        }
     }
 
     /// Whether it is on the device.
@@ -269,11 +279,17 @@ impl<D: Device> Module<D> {
         Label { component: self.title(), group: entry.name.clone() }
     }
 
-    /// Starts copying a slab; counts it.
-    pub(crate) fn copy(&self, entry: &GroupEntry, slab: usize, into: D::Buffer, after: Option<D::Event>) -> D::Copy {
-        let slab = entry.slabs[slab].clone();
-        self.copied.fetch_add(slab.bytes(), Relaxed);
-        self.device.copy(self.label(entry), slab, into, after)
+    /// Starts copying `bytes` from `source`; counts them.
+    pub(crate) fn copy(
+        &self,
+        entry: &GroupEntry,
+        bytes: u64,
+        source: D::Source,
+        into: D::Buffer,
+        after: Option<D::Event>,
+    ) -> D::Copy {
+        self.copied.fetch_add(bytes, Relaxed);
+        self.device.copy(self.label(entry), source, into, after)
     }
 
     /// Orders compute after a copy; time spent waiting is a stall.

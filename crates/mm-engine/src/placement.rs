@@ -1,6 +1,6 @@
 //! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
 
-use crate::{Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots};
+use crate::{Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers};
 use mm_plan::ComponentPlan;
 
 /// A slab that lies in its home.
@@ -17,7 +17,8 @@ pub(crate) struct Placement<D: Device> {
 }
 
 impl<D: Device> Placement<D> {
-    /// Allocates what the plan says, fills rest and residents, and starts the first streamed groups.
+    /// Allocates what the plan says, fills rest and residents, makes the streamed groups ready to be copied from where the plan
+    /// keeps them on the host, and starts the first. Host memory taken for that lives as long as the placement.
     /// On an error everything allocated has been given back.
     pub(crate) fn load(module: &Module<D>, plan: &ComponentPlan) -> Result<Self> {
         let resident: Vec<bool> = plan.stacks.iter().flat_map(|s| s.resident.iter().copied()).collect();
@@ -29,7 +30,7 @@ impl<D: Device> Placement<D> {
         let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
         let mut placement =
             Self { placed: Vec::new(), order: Order::new(streamed), resident, slots, active: false, deferred: None };
-        match placement.fill(module) {
+        match placement.fill(module).and_then(|()| placement.prepare(module, plan)) {
             Ok(()) => {
                 placement.prefetch(module);
                 Ok(placement)
@@ -42,6 +43,14 @@ impl<D: Device> Placement<D> {
         }
     }
 
+    fn prepare(&mut self, module: &Module<D>, plan: &ComponentPlan) -> Result<()> {
+        let streamed: Vec<usize> = (0..self.resident.len()).filter(|g| !self.resident[*g]).collect();
+        let (sources, notes) = tiers::prepare(module, plan, &streamed)?;
+        self.slots.copy_from(sources);
+        *module.notes.lock() = notes;
+        Ok(())
+    }
+
     fn fill(&mut self, module: &Module<D>) -> Result<()> {
         let groups = (0..module.groups.len()).filter(|g| self.resident[*g]).map(Place::Group);
         let places: Vec<Placed> = std::iter::once(Place::Rest)
@@ -52,8 +61,12 @@ impl<D: Device> Placement<D> {
         let mut outcome = Ok(());
         for (place, slab) in places {
             let entry = module.entry(place);
-            match module.device.allocate(entry.slabs[slab].dtype(), entry.slabs[slab].bytes()) {
-                Ok(buffer) => copies.push((place, slab, module.copy(entry, slab, buffer, None))),
+            let spec = &entry.slabs[slab];
+            match module.device.allocate(spec.dtype(), spec.bytes()) {
+                Ok(buffer) => {
+                    let source = module.device.in_files(spec.clone());
+                    copies.push((place, slab, module.copy(entry, spec.bytes(), source, buffer, None)));
+                }
                 Err(error) => {
                     outcome = Err(error);
                     break;

@@ -7,6 +7,7 @@ use crate::{
     Device, EngineError, Result,
     module::{Module, Place},
     order::Order,
+    tiers::Sources,
 };
 use mm_plan::DType;
 use std::collections::BTreeMap;
@@ -51,6 +52,7 @@ impl<D: Device> Slot<D> {
 pub(crate) struct Slots<D: Device> {
     dtypes: Vec<DType>,
     slots: Vec<Slot<D>>,
+    sources: Sources<D>,
 }
 
 impl<D: Device> Slots<D> {
@@ -61,7 +63,7 @@ impl<D: Device> Slots<D> {
             let size = sizes.entry(slab.dtype()).or_insert(0);
             *size = slab.bytes().max(*size);
         }
-        let mut this = Self { dtypes: sizes.keys().copied().collect(), slots: Vec::new() };
+        let mut this = Self { dtypes: sizes.keys().copied().collect(), slots: Vec::new(), sources: Vec::new() };
         if !streamed.is_empty() && count == 0 {
             let reason = format!("{}: groups stream, but the plan has no slot", module.title());
             return Err(EngineError::PlanMismatch { reason });
@@ -82,6 +84,11 @@ impl<D: Device> Slots<D> {
             this.slots.push(Slot { buffers, state: State::Empty, used: None, unmarked: false });
         }
         Ok(this)
+    }
+
+    /// What streamed groups are copied from, from now on.
+    pub(crate) fn copy_from(&mut self, sources: Sources<D>) {
+        self.sources = sources;
     }
 
     /// Waits for what is under way and gives all buffers back.
@@ -225,7 +232,8 @@ impl<D: Device> Slots<D> {
                 let reason = format!("a slot of {} has lost its memory", module.title());
                 return Err(EngineError::DeviceLost { reason });
             };
-            let copy = module.copy(entry, slab, memory, slot.used.clone());
+            let source = self.sources[group][slab].clone();
+            let copy = module.copy(entry, spec.bytes(), source, memory, slot.used.clone());
             copies.push(Flight { buffer, copy });
         }
         slot.state = State::Loading { group, copies };

@@ -7,11 +7,12 @@ mod common;
 use common::{
     Rig, TestDevice, even,
     fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, OUT_OF_MEMORY, driver, is_told},
-    placement, plan_of, policy,
+    on_tiers, placement, plan_of, policy,
 };
-use mm_engine::{Device, EngineError, Staging};
-use mm_plan::Strategy;
+use mm_engine::{Device, EngineError, Module, Staging};
+use mm_plan::{HostTier, Strategy};
 use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 const ROOMY: u64 = 1 << 24;
 /// Small, so that slabs go through it in pieces, and its buffers are used again and again.
@@ -35,8 +36,12 @@ fn rig(seed: u64) -> Rig<FakeCuda> {
     let device = FakeCuda::open(0, ROOMY, STAGING).unwrap();
     let rig = Rig::on(device, ROOMY, Strategy::Auto, &[even("text_encoder", 3), even("transformer", 4), whole]);
     let plans = [(vec![false; 3], 2), (vec![true, false, false, false], 2), (vec![], 0)];
+    let tiers = [HostTier::PageLocked, HostTier::Staged, HostTier::PageLocked, HostTier::Pageable];
+    let placement = |module: &Arc<Module<FakeCuda>>, resident: &[bool], slots| {
+        on_tiers(placement(module.description(), resident, slots), &tiers)
+    };
     let placements =
-        rig.modules.iter().zip(plans).map(|(m, (resident, slots))| placement(m.description(), &resident, slots));
+        rig.modules.iter().zip(plans).map(|(module, (resident, slots))| placement(module, &resident, slots));
     rig.manager.apply_plan(plan_of(placements.collect())).unwrap();
     rig
 }

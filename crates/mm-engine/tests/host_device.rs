@@ -99,7 +99,7 @@ fn a_cast_that_does_not_exist_names_the_tensor_and_gives_the_memory_back() {
     let device = device(4096);
     let bad = Arc::new(slab(DType::F32, Dtype::I64, vec![0; 64]));
     let buffer = device.allocate(DType::F32, bad.bytes()).unwrap();
-    let failed = device.finish(device.copy(label(), bad, buffer, None)).err().unwrap();
+    let failed = device.finish(device.copy(label(), device.in_files(bad), buffer, None)).err().unwrap();
     assert!(matches!(&failed.error, EngineError::Source { tensor, .. } if tensor == "weight"), "{}", failed.error);
     device.free(failed.buffer.unwrap());
     assert_eq!(device.memory().in_use, 0);
@@ -111,7 +111,7 @@ fn a_copy_dropped_unfinished_gives_its_memory_back() {
     let source = Arc::new(slab(DType::F32, Dtype::F32, vec![0; 4096]));
     for _ in 0..50 {
         let buffer = device.allocate(DType::F32, source.bytes()).unwrap();
-        drop(device.copy(label(), source.clone(), buffer, None));
+        drop(device.copy(label(), device.in_files(source.clone()), buffer, None));
         assert_eq!(device.memory().in_use, 0);
     }
 }
@@ -122,7 +122,7 @@ fn copies_end_after_their_device_is_dropped() {
     let source = Arc::new(slab(DType::F32, Dtype::F32, 1.5f32.to_le_bytes().repeat(1024)));
     let start = |_| {
         let buffer = device.allocate(DType::F32, source.bytes()).unwrap();
-        device.copy(label(), source.clone(), buffer, None)
+        device.copy(label(), device.in_files(source.clone()), buffer, None)
     };
     let copies: Vec<_> = (0..32).map(start).collect();
     drop(device);

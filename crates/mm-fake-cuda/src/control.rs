@@ -20,6 +20,13 @@ extern "C" fn mm_fake_cuda_page_lock_limit(bytes: u64) {
     lock().page_lock_limit = bytes;
 }
 
+/// Whether (1) copies from memory that is not page-locked are meant. What they copy is looked at again when they run, as a driver may
+/// read such memory in place.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_pageable(meant: u32) {
+    lock().pageable = meant != 0;
+}
+
 /// Lets the `at`-th call from now on (the first is 0) fail with `code`, and, where `forever` is not 0, all after it. The
 /// count of calls begins anew; `at` of `u64::MAX`: none fails.
 #[unsafe(no_mangle)]
@@ -41,10 +48,10 @@ extern "C" fn mm_fake_cuda_allocations() -> u64 {
     lock().allocations
 }
 
-/// Bytes page-locked now.
+/// Bytes page-locked now: whole pages of each block.
 #[unsafe(no_mangle)]
 extern "C" fn mm_fake_cuda_page_locked() -> u64 {
-    lock().locked.values().map(|block| block.memory.len() as u64).sum()
+    lock().page_locked()
 }
 
 /// Bytes allocated now, on all devices.

@@ -21,6 +21,7 @@ pub(crate) const NOT_READY: Code = 600;
 pub(crate) const DEVICES: i32 = 2;
 /// Device addresses are no host addresses, and are never used again.
 const FIRST_ADDRESS: u64 = 0x7d00_0000_0000_0000;
+pub(crate) const PAGE: u64 = 4096;
 
 thread_local! {
     pub(crate) static CURRENT: Cell<Handle> = const { Cell::new(0) };
@@ -49,6 +50,8 @@ pub(crate) struct Driver {
     pub(crate) seed: u64,
     pub(crate) capacity: u64,
     pub(crate) page_lock_limit: u64,
+    /// Copies from memory that is not page-locked are meant.
+    pub(crate) pageable: bool,
     /// Which call fails, with which code, and whether all after it do.
     pub(crate) fault: Option<(u64, Code, bool)>,
     pub(crate) faulted: bool,
@@ -74,6 +77,7 @@ static DRIVER: Mutex<Driver> = Mutex::new(Driver {
     seed: 1,
     capacity: 1 << 30,
     page_lock_limit: 1 << 30,
+    pageable: false,
     fault: None,
     faulted: false,
     forgiven: false,
@@ -218,7 +222,7 @@ impl Driver {
         let used: u64 = self.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len() as u64).sum();
         used.checked_add(bytes).filter(|sum| *sum <= self.capacity)?;
         let address = self.address;
-        self.address += bytes.next_multiple_of(4096) + 4096;
+        self.address += bytes.next_multiple_of(PAGE) + PAGE;
         self.allocations += 1;
         self.memory.insert(address, Allocation { context, bytes: vec![0xEE; bytes as usize], uses: Uses::default() });
         Some(address)
@@ -242,6 +246,11 @@ impl Driver {
     fn locked_at(&mut self, pointer: usize, length: usize) -> Option<&mut Locked> {
         let (start, block) = self.locked.range_mut(..=pointer).next_back()?;
         (pointer - start + length <= block.memory.len()).then_some(block)
+    }
+
+    /// Bytes page-locked, whole pages of each block: less can't be locked.
+    pub(crate) fn page_locked(&self) -> u64 {
+        self.locked.values().map(|block| (block.memory.len() as u64).next_multiple_of(PAGE)).sum()
     }
 
     pub(crate) fn is_page_locked(&mut self, pointer: usize, length: usize) -> bool {

@@ -3,7 +3,7 @@
 use crate::{
     driver::{
         self, CURRENT, Code, DEVICES, Event, HOST_WAITS, INVALID_DEVICE, INVALID_VALUE, Locked, NOT_INITIALIZED,
-        NOT_READY, OUT_OF_MEMORY, SUCCESS, call, lock, misuse, release,
+        NOT_READY, OUT_OF_MEMORY, PAGE, SUCCESS, call, lock, misuse, release,
     },
     order::{Handle, Uses},
     stream::{Record, Stream, Work},
@@ -290,8 +290,9 @@ unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut c_void, bytes: usize, _fl
     call(|driver| {
         let context = driver.current();
         (bytes > 0).then_some(()).ok_or(INVALID_VALUE)?;
-        let held: usize = driver.locked.values().map(|block| block.memory.len()).sum();
-        (held as u64 + bytes as u64 <= driver.page_lock_limit).then_some(()).ok_or(OUT_OF_MEMORY)?;
+        let need =
+            (bytes as u64).checked_next_multiple_of(PAGE).and_then(|need| need.checked_add(driver.page_locked()));
+        need.is_some_and(|need| need <= driver.page_lock_limit).then_some(()).ok_or(OUT_OF_MEMORY)?;
         let mut memory = vec![0xDD; bytes].into_boxed_slice();
         let start = memory.as_mut_ptr();
         driver.allocations += 1;
@@ -317,13 +318,15 @@ extern "C" fn cuMemFreeHost(pointer: *mut c_void) -> Code {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemcpyHtoDAsync_v2(into: u64, from: *const c_void, length: usize, stream: Handle) -> Code {
     call(|driver| {
-        if !driver.is_page_locked(from as usize, length) {
+        let is_locked = driver.is_page_locked(from as usize, length);
+        if !is_locked && !driver.pageable {
             misuse("an asynchronous copy from memory that is not page-locked");
         }
-        // SAFETY: it lies in a block of this driver's, asked just above, which nobody frees while the driver is locked.
+        // SAFETY: it lies in a block of this driver's, asked just above, which nobody frees while the driver is locked; or the caller
+        // promised CUDA that it can be read.
         let bytes = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), length) }.to_vec();
-        let work = Work::ToDevice { into, from: from as usize, bytes };
-        driver.use_memory(stream, (into, length), Some(from as usize), true, work);
+        let work = Work::ToDevice { into, from: from as usize, bytes, is_locked };
+        driver.use_memory(stream, (into, length), is_locked.then_some(from as usize), true, work);
         Ok(())
     })
 }

@@ -7,11 +7,12 @@ use crate::{
 use std::collections::VecDeque;
 
 pub(crate) enum Work {
-    /// From page-locked memory; what it held when the copy was enqueued.
+    /// What memory held when the copy was enqueued.
     ToDevice {
         into: u64,
         from: usize,
         bytes: Vec<u8>,
+        is_locked: bool,
     },
     ToHost {
         into: usize,
@@ -102,15 +103,15 @@ impl Driver {
             Ran { is_copy, start, end: time }
         };
         match work {
-            Work::ToDevice { into, from, bytes } => {
+            Work::ToDevice { into, from, bytes, is_locked } => {
                 let ran = took(true, bytes.len());
                 self.ran.push(ran);
                 self.copies += 1;
-                if !self.is_page_locked(from, bytes.len()) {
+                if is_locked && !self.is_page_locked(from, bytes.len()) {
                     misuse("memory was unlocked or freed before the copy from it ran");
                 }
                 // SAFETY: page-locked and alive, asked just above: it lies in a block of this driver's, which nobody frees while
-                // the driver is locked.
+                // the driver is locked; or ordinary, and then the caller of the copy promised CUDA to keep it as long.
                 let now = unsafe { std::slice::from_raw_parts(from as *const u8, bytes.len()) };
                 if now != bytes {
                     misuse("memory was changed before the copy from it ran");

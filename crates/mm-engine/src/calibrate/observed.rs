@@ -98,8 +98,7 @@ impl Observed {
         lanes.into_iter().zip(&mut copies).for_each(|(log, copies)| log.add(copies));
     }
 
-    /// A pass of the component ran to its end; its events have been read. `timed`: a lease lasts as long as what is computed in
-    /// it.
+    /// A pass of the component ran to its end; its events have been read. `timed`: a lease lasts as long as what is computed in it.
     pub(crate) fn pass(&mut self, component: &str, start_ns: u64, end_ns: u64, timed: bool) {
         let Some(seen) = self.components.get_mut(component) else { return };
         // A pass that took no time has no clock.

@@ -13,7 +13,13 @@ use crate::{
 use mm_cache::Key;
 use mm_plan::Note;
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 /// Passes after which a component that has more in a request is measured: the first, which is told apart, and two more.
 const ENOUGH: u64 = 3;
@@ -68,8 +74,10 @@ pub(crate) struct Session {
     pub(crate) hysteresis: Hysteresis,
     store: Option<FigureStore>,
     timeline: Arc<Timeline>,
-    /// Leases tell how long compute takes.
+    /// The device's events tell times.
     timed: bool,
+    /// There is something left to learn.
+    learning: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -110,7 +118,8 @@ impl Session {
             events: Vec::new(),
         };
         let store = folder.map(|folder| FigureStore::new(folder, &machine, &workload));
-        Ok(Self { hysteresis, store, timeline: timeline.clone(), timed, inner: Mutex::new(inner) })
+        let learning = AtomicBool::new(false);
+        Ok(Self { hysteresis, store, timeline: timeline.clone(), timed, learning, inner: Mutex::new(inner) })
     }
 
     /// Whether a component of this name was met that is made of this.
@@ -146,7 +155,8 @@ impl Session {
         inner.known.insert(title.clone(), Known { met, enough, weight });
         let slabs: usize = inner.known.values().map(|known| known.met.slabs + known.met.parts.len()).sum();
         self.timeline.tap.reserve(slabs.saturating_mul(4).clamp(LEAST_EVENTS, MOST_EVENTS));
-        self.timeline.tap.set(true);
+        self.timeline.tap.set(self.timed);
+        self.learning.store(true, Relaxed);
     }
 
     /// What plans are made with.
@@ -156,7 +166,7 @@ impl Session {
 
     /// A pass ended.
     pub(crate) fn pass(&self, title: &str, start_ns: u64, end_ns: u64, complete: bool) {
-        if !self.timeline.tap.is_on() {
+        if !self.learning.load(Relaxed) {
             return;
         }
         let inner = &mut *self.inner.lock();
@@ -178,6 +188,7 @@ impl Session {
         }
         if inner.known.keys().all(|title| inner.observed.passes(title) >= SETTLED) {
             self.timeline.tap.set(false);
+            self.learning.store(false, Relaxed);
         }
     }
 

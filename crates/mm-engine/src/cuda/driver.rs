@@ -226,7 +226,7 @@ impl Event {
 }
 
 /// Page-locked host memory, ordinary to the CPU (not write-combined). Dropping it frees it: what the driver may still read must
-/// be forgotten instead.
+/// be kept, or forgotten, instead.
 pub(super) struct PageLocked {
     start: *mut u8,
     length: usize,
@@ -255,7 +255,7 @@ impl PageLocked {
     }
 
     pub(super) const fn bytes(&self) -> &[u8] {
-        // SAFETY: (1) `start` points to `length` bytes that live as long as `self`; (2) `new` initialized them; (3) writing needs
+        // SAFETY: (1) `start` points to `length` bytes that live as long as `self`, as only its last two calls free them; (2) `new` initialized them; (3) writing needs
         // `&mut self`.
         unsafe { std::slice::from_raw_parts(self.start, self.length) }
     }
@@ -268,11 +268,30 @@ impl PageLocked {
     }
 }
 
+impl PageLocked {
+    /// Frees it, unless the driver can't be asked to: then it is given back.
+    pub(super) fn free(mut self) -> Result<(), Self> {
+        if self.try_free() { Ok(()) } else { Err(self) }
+    }
+
+    /// Whether the driver was asked to free it, now or before.
+    fn try_free(&mut self) -> bool {
+        if self.start.is_null() {
+            return true;
+        }
+        if self.gpu.bind().is_err() {
+            return false;
+        }
+        let start = std::mem::replace(&mut self.start, std::ptr::null_mut());
+        // SAFETY: `start` came from `malloc_host`, is not null, and is freed once. An error has nobody to hear it: the driver may have
+        // freed it all the same.
+        let _ = unsafe { result::free_host(start.cast()) };
+        true
+    }
+}
+
 impl Drop for PageLocked {
     fn drop(&mut self) {
-        if self.gpu.bind().is_ok() {
-            // SAFETY: `start` came from `malloc_host`, is not null, and is freed once. An error has nobody to hear it.
-            let _ = unsafe { result::free_host(self.start.cast()) };
-        }
+        self.try_free();
     }
 }

@@ -1,11 +1,15 @@
 //! A CUDA device: a compute stream, a lane of copies beside it, and events that order the two.
 
 mod driver;
+mod locked;
 mod probe;
 mod ring;
+mod source;
+
+pub use source::CudaSource;
 
 use crate::{
-    EngineError, Result, Slab,
+    EngineError, HostSource, Result, Slab,
     device::{CopyFailed, Device, DeviceMemory},
     slab::ALIGN,
     timeline::{Label, Timeline},
@@ -13,6 +17,7 @@ use crate::{
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use cudarc::driver::CudaStream;
 use driver::{Event, Gpu, Lane};
+use locked::{Account, locked_bytes};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use ring::{Job, Outcome, Piece, Ring};
@@ -21,15 +26,24 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// The staging ring: how many page-locked buffers of how many bytes, and the most that may be page-locked.
+/// The staging ring, how many page-locked buffers of how many bytes; and the most that may be page-locked, copies of slabs
+/// included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Staging {
-    /// Buffers, each with a reader thread; at least one.
+    /// Buffers, each with a reader thread; at least one, at most 64.
     pub buffers: usize,
     /// Bytes of each, rounded up to a multiple of [`ALIGN`]. A slab that fits is one copy; a larger one is several.
     pub bytes: usize,
-    /// Page-locked bytes allowed in all.
+    /// Page-locked bytes allowed in all, the ring and page-locked copies: no more than RAM, control group and the system's limit
+    /// of locked memory leave.
     pub limit: u64,
+}
+
+/// Each has a thread of its own.
+const MOST_BUFFERS: usize = 64;
+
+const fn over(need: u64, limit: Option<u64>) -> EngineError {
+    EngineError::PageLock { need, limit }
 }
 
 impl Default for Staging {
@@ -52,11 +66,12 @@ pub struct CudaDevice {
     jobs: Option<Sender<Piece>>,
     readers: Vec<JoinHandle<()>>,
     piece: usize,
-    page_locked: u64,
+    notes: Vec<String>,
 }
 
 struct Shared {
     gpu: Arc<Gpu>,
+    locked: Arc<Account>,
     timeline: Arc<Timeline>,
     memory: Mutex<DeviceMemory>,
     /// The first error of a call that could not return it; the next call that can reports it.
@@ -96,7 +111,7 @@ impl CudaDevice {
     ///
     /// # Errors
     /// `NoDriver`: there is none, or it is too old. `DeviceLost` with the driver's words: there is no such device, or it does not
-    /// answer. `PageLock`: the ring may not be page-locked. `Misuse`: `compute` is a stream of another device.
+    /// answer. `HostMemory`: there is none for the ring. `Misuse`: `compute` is a stream of another device.
     pub fn new(ordinal: usize, compute: Option<Arc<CudaStream>>, budget: u64, timeline: Arc<Timeline>) -> Result<Self> {
         Self::with_staging(ordinal, compute, budget, Staging::default(), timeline)
     }
@@ -114,18 +129,33 @@ impl CudaDevice {
     ) -> Result<Self> {
         probe::driver()?;
         let count = staging.buffers.max(1);
-        let too_large = || EngineError::Misuse(format!("staging buffers of {} bytes", staging.bytes));
+        let too_large = || EngineError::Misuse(format!("{count} staging buffers of {} bytes", staging.bytes));
         let piece = staging.bytes.max(1).checked_next_multiple_of(ALIGN as usize).ok_or_else(too_large)?;
-        let need = (count as u64).checked_mul(piece as u64).ok_or_else(too_large)?;
-        if need > staging.limit {
-            return Err(EngineError::PageLock { need, limit: Some(staging.limit) });
+        if count > MOST_BUFFERS {
+            return Err(too_large());
         }
+        let need =
+            locked_bytes(piece as u64).and_then(|bytes| bytes.checked_mul(count as u64)).ok_or_else(too_large)?;
         let gpu = Gpu::open(ordinal, compute)?;
         let (jobs, queue) = unbounded();
-        let ring = Arc::new(Ring::new(&gpu, timeline.clone(), count, piece, queue)?);
+        let locked = Account::new(&gpu, staging.limit);
+        let ring = |ordinary| Ring::new(&gpu, &locked, ordinary, timeline.clone(), count, piece, queue.clone());
+        let (ring, refused) =
+            match if need > staging.limit { Err(over(need, Some(staging.limit))) } else { ring(false) } {
+                Err(EngineError::PageLock { limit, .. }) => (ring(true)?, Some(over(need, limit))),
+                ring => (ring?, None),
+            };
+        let ring = Arc::new(ring);
+        let notes = refused.map(|error| {
+            format!(
+                "CUDA device {ordinal}: the staging ring is ordinary memory, from which the driver copies more slowly: {error}"
+            )
+        });
         let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
-        let shared = Arc::new(Shared { gpu, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
-        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece, page_locked: need };
+        let shared =
+            Arc::new(Shared { gpu, locked, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
+        let notes = notes.into_iter().collect();
+        let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece, notes };
         for lane in 0..count {
             let ring = ring.clone();
             let reader = thread::Builder::new().name(format!("mm-cuda-{ordinal}-{lane}"));
@@ -143,8 +173,13 @@ impl CudaDevice {
     }
 
     /// Bytes that are page-locked for this device, exactly.
-    pub const fn page_locked(&self) -> u64 {
-        self.page_locked
+    pub fn page_locked(&self) -> u64 {
+        self.shared.locked.booked()
+    }
+
+    /// What is not as it was asked for, and why: a ring that may not be page-locked is ordinary memory.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Free and total bytes of the card, whoever uses them.
@@ -262,6 +297,7 @@ impl Drop for Shared {
 impl Device for CudaDevice {
     type Buffer = CudaBuffer;
     type Event = CudaMark;
+    type Source = CudaSource;
     type Copy = CudaCopy;
 
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<CudaBuffer> {
@@ -303,9 +339,20 @@ impl Device for CudaDevice {
         self.shared.gpu.record(Lane::Compute).map(CudaMark)
     }
 
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
+    fn in_files(&self, slab: Arc<Slab>) -> CudaSource {
+        CudaSource::ring(HostSource::in_files(slab))
+    }
+
+    fn in_memory(&self, slabs: &[Arc<Slab>], tier: HostTier) -> Result<Vec<CudaSource>> {
+        match tier {
+            HostTier::PageLocked => CudaSource::locked(&self.shared.locked, slabs),
+            _ => Ok(HostSource::in_memory(slabs)?.into_iter().map(CudaSource::ring).collect()),
+        }
+    }
+
+    fn copy(&self, label: Label, source: CudaSource, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
         let (done, outcome) = bounded(1);
-        let job = Job { label, slab, into, after: after.map(|mark| mark.0), done };
+        let job = Job { label, source, into, after: after.map(|mark| mark.0), done };
         for piece in Ring::pieces(job, self.piece) {
             // The readers, which hold the other end, live as long as `self`.
             let _ = self.jobs.as_ref().map(|jobs| jobs.send(piece));
@@ -332,7 +379,7 @@ impl Device for CudaDevice {
     /// A group that a plan leaves in its file goes through the same ring, whose bytes are this device's own: they are in
     /// [`CudaDevice::page_locked`] whatever the plan counts.
     fn host_tiers(&self) -> &'static [HostTier] {
-        &[HostTier::Staged, HostTier::Mapped]
+        &[HostTier::Staged, HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
     }
 
     fn memory(&self) -> DeviceMemory {

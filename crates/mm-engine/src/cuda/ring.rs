@@ -1,4 +1,4 @@
-//! The staging ring: page-locked buffers that reader threads fill from files and the driver copies from.
+//! The staging ring: buffers, page-locked where that may be, that reader threads fill from files and the driver copies from.
 //!
 //! Pieces are taken in order, each with the next buffer of the ring, filled beside each other, and enqueued in order, so
 //! that what was asked for first arrives first.
@@ -6,10 +6,12 @@
 
 use super::{
     CudaBuffer,
-    driver::{Event, Gpu, Lane, PageLocked},
+    driver::{Event, Gpu, Lane},
+    locked::{Account, Locked},
+    source::CudaSource,
 };
 use crate::{
-    EngineError, Result, Slab,
+    EngineError, Result,
     device::CopyFailed,
     timeline::{Kind, Label, Timeline},
 };
@@ -25,7 +27,7 @@ pub(super) type Outcome = Result<(CudaBuffer, Event), CopyFailed<CudaBuffer>>;
 /// A copy of a slab, in one piece or several.
 pub(super) struct Job {
     pub(super) label: Label,
-    pub(super) slab: Arc<Slab>,
+    pub(super) source: CudaSource,
     pub(super) into: CudaBuffer,
     pub(super) after: Option<Event>,
     pub(super) done: Sender<Outcome>,
@@ -36,31 +38,17 @@ type Shared = Arc<Mutex<(Option<Job>, Option<EngineError>)>>;
 
 pub(super) struct Piece {
     job: Shared,
-    slab: Arc<Slab>,
+    source: CudaSource,
     label: Label,
     start: u64,
     length: usize,
     is_last: bool,
 }
 
-/// Whether the driver may still read a buffer.
-enum Busy {
-    No,
-    Until(Event),
-    /// A copy was enqueued, and the event after it could not be recorded.
-    Unknown,
-}
-
-struct Buffer {
-    /// `None`: forgotten, because the driver may read it for ever.
-    memory: Option<PageLocked>,
-    busy: Busy,
-}
-
 pub(super) struct Ring {
     gpu: Arc<Gpu>,
     timeline: Arc<Timeline>,
-    buffers: Vec<Mutex<Buffer>>,
+    buffers: Vec<Mutex<Locked>>,
     piece: usize,
     queue: Receiver<Piece>,
     /// The number of the next piece taken.
@@ -71,22 +59,18 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Page-locks `count` buffers of `piece` bytes. On an error none is left.
+    /// `count` buffers of `piece` bytes, page-locked unless they are to be `ordinary`. On an error none is left.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
+        account: &Arc<Account>,
+        ordinary: bool,
         timeline: Arc<Timeline>,
         count: usize,
         piece: usize,
         queue: Receiver<Piece>,
     ) -> Result<Self> {
-        let mut buffers = Vec::with_capacity(count);
-        for _ in 0..count {
-            let Some(memory) = PageLocked::new(gpu, piece)? else {
-                let need = (count as u64).saturating_mul(piece as u64);
-                return Err(EngineError::PageLock { need, limit: None });
-            };
-            buffers.push(Mutex::new(Buffer { memory: Some(memory), busy: Busy::No }));
-        }
+        let buffer = |_| if ordinary { account.ordinary(piece as u64) } else { account.lock(piece as u64) };
+        let buffers = (0..count).map(buffer).map(|buffer| buffer.map(Mutex::new)).collect::<Result<_>>()?;
         Ok(Self {
             gpu: gpu.clone(),
             timeline,
@@ -99,17 +83,19 @@ impl Ring {
         })
     }
 
+    /// A slab that goes through the ring is cut to its buffers; one that is page-locked goes as it is.
     pub(super) fn pieces(job: Job, piece: usize) -> impl Iterator<Item = Piece> {
-        let (slab, label) = (job.slab.clone(), job.label.clone());
-        let (bytes, piece) = (slab.bytes(), piece as u64);
+        let (source, label) = (job.source.clone(), job.label.clone());
+        let bytes = source.slab().bytes();
+        let piece = if source.part().is_some() { bytes.max(1) } else { piece as u64 };
         let count = bytes.div_ceil(piece).max(1);
         let job: Shared = Arc::new(Mutex::new((Some(job), None)));
         (0..count).map(move |index| {
             let start = index * piece;
-            // At most `piece`, which was a `usize`.
+            // At most a buffer, or a slab that lies in memory: either was a `usize`.
             let length = (bytes - start).min(piece) as usize;
-            let (job, slab, label) = (job.clone(), slab.clone(), label.clone());
-            Piece { job, slab, label, start, length, is_last: index + 1 == count }
+            let (job, source, label) = (job.clone(), source.clone(), label.clone());
+            Piece { job, source, label, start, length, is_last: index + 1 == count }
         })
     }
 
@@ -122,15 +108,17 @@ impl Ring {
             let number = *next;
             *next += 1;
             // Whoever had this buffer last enqueues before us, so this wait ends.
-            let mut buffer = self.buffers[(number % self.buffers.len() as u64) as usize].lock();
+            let through_ring = piece.source.part().is_none();
+            let at = (number % self.buffers.len() as u64) as usize;
+            let mut buffer = through_ring.then(|| self.buffers[at].lock());
             drop(next);
             let start = self.timeline.now();
-            let filled = self.fill(&mut buffer, &piece);
+            let filled = buffer.as_deref_mut().map_or(Ok(()), |buffer| self.fill(buffer, &piece));
             let mut turn = self.turn.lock();
             while *turn != number {
                 self.turned.wait(&mut turn);
             }
-            self.enqueue(&mut buffer, &piece, filled);
+            self.enqueue(buffer.as_deref_mut(), &piece, filled);
             *turn += 1;
             drop(turn);
             self.turned.notify_all();
@@ -138,29 +126,16 @@ impl Ring {
         }
     }
 
-    fn fill(&self, buffer: &mut Buffer, piece: &Piece) -> Result<()> {
-        self.reclaim(buffer)?;
-        let memory = buffer.memory.as_mut().ok_or_else(forgotten)?;
-        let into = memory.bytes_mut().get_mut(..piece.length).ok_or_else(|| {
+    fn fill(&self, buffer: &mut Locked, piece: &Piece) -> Result<()> {
+        let into = buffer.reclaim()?.get_mut(..piece.length).ok_or_else(|| {
             EngineError::Internal(format!("a piece of {} bytes, buffers of {}", piece.length, self.piece))
         })?;
-        catch_unwind(AssertUnwindSafe(|| piece.slab.fill_piece(piece.start, into)))
+        catch_unwind(AssertUnwindSafe(|| piece.source.fill_piece(piece.start, into)))
             .unwrap_or_else(|_| Err(EngineError::Internal("reading weights panicked".to_owned())))
     }
 
-    /// Waits until the driver no longer reads the buffer. Where that fails it stays busy, and the next asks again.
-    fn reclaim(&self, buffer: &mut Buffer) -> Result<()> {
-        match &buffer.busy {
-            Busy::No => {}
-            Busy::Until(event) => self.gpu.wait(event)?,
-            Busy::Unknown => self.gpu.settle_lane(Lane::Copies)?,
-        }
-        buffer.busy = Busy::No;
-        Ok(())
-    }
-
     /// Hands the piece to the driver; the last one of a copy ends it.
-    fn enqueue(&self, buffer: &mut Buffer, piece: &Piece, filled: Result<()>) {
+    fn enqueue(&self, buffer: Option<&mut Locked>, piece: &Piece, filled: Result<()>) {
         let mut shared = piece.job.lock();
         let (job, error) = &mut *shared;
         let mut recorded = None;
@@ -187,41 +162,20 @@ impl Ring {
         let _ = done.send(outcome);
     }
 
-    fn hand_over(&self, buffer: &mut Buffer, piece: &Piece, job: &Job) -> Result<Event> {
+    fn hand_over(&self, buffer: Option<&mut Locked>, piece: &Piece, job: &Job) -> Result<Event> {
         if let Some(after) = job.after.as_ref().filter(|_| piece.start == 0) {
             self.gpu.wait_on(Lane::Copies, after)?;
         }
-        if piece.length > 0 {
-            let from = buffer.memory.as_ref().and_then(|memory| memory.bytes().get(..piece.length));
-            let into = job.into.part(piece.start, piece.length as u64);
-            let (Some(from), Some(into)) = (from, into) else {
-                return Err(EngineError::Internal("a slab is larger than its buffer".to_owned()));
-            };
-            // From here on the driver may read the buffer, whatever it answers.
-            buffer.busy = Busy::Unknown;
-            // SAFETY: (1) `into` lies in memory of this context, checked by `part`, which lives in `job` and after it in the
-            // outcome; freeing it settles the lane first. (2) `from` is the ring's: it is written again, or freed, only after
-            // `reclaim`, which waits for the event recorded below or for the lane. (3) `reclaim` failing leaves it alone.
-            unsafe { self.gpu.copy(into, from) }?;
-        }
-        let event = self.gpu.record(Lane::Copies)?;
-        buffer.busy = Busy::Until(event.clone());
-        Ok(event)
+        let into = job.into.part(piece.start, piece.length as u64);
+        let into = into.ok_or_else(|| EngineError::Internal("a slab is larger than its buffer".to_owned()))?;
+        let mut part = piece.source.part().map(|part| (part.memory.lock(), part.range.clone()));
+        let (memory, range) = match (&mut part, buffer) {
+            (Some((memory, range)), _) => (&mut **memory, range.clone()),
+            (None, Some(buffer)) => (buffer, 0..piece.length),
+            (None, None) => return Err(EngineError::Internal("a piece without a buffer".to_owned())),
+        };
+        // SAFETY: `into` lies in memory of this context, checked by `part`, which lives in `job` and after it in the outcome;
+        // freeing it settles the lane first.
+        unsafe { memory.copy(range, into) }
     }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        for index in 0..self.buffers.len() {
-            let mut buffer = std::mem::replace(self.buffers[index].get_mut(), Buffer { memory: None, busy: Busy::No });
-            if self.reclaim(&mut buffer).is_err() {
-                // The driver may read it for ever: better leaked than freed.
-                std::mem::forget(buffer.memory.take());
-            }
-        }
-    }
-}
-
-fn forgotten() -> EngineError {
-    EngineError::DeviceLost { reason: "a staging buffer was given up after the driver failed".to_owned() }
 }

@@ -2,11 +2,11 @@
 
 use super::{CopyFailed, Device, DeviceMemory, HostBuffer, HostMemory};
 use crate::{
-    EngineError, Result, Slab,
+    EngineError, HostSource, Result, Slab,
     timeline::{Kind, Label, Timeline},
 };
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use mm_plan::DType;
+use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -21,7 +21,7 @@ type Outcome<M> = Result<M, CopyFailed<M>>;
 
 struct Job<M> {
     label: Label,
-    slab: Arc<Slab>,
+    source: HostSource,
     into: M,
     done: Sender<Outcome<M>>,
 }
@@ -143,11 +143,11 @@ impl Shared {
         }
     }
 
-    fn run<M: HostMemory>(&self, Job { label, slab, mut into, done }: Job<M>, lane: usize) {
+    fn run<M: HostMemory>(&self, Job { label, source, mut into, done }: Job<M>, lane: usize) {
         let start = self.timeline.now();
-        let filled = catch_unwind(AssertUnwindSafe(|| slab.fill(into.bytes_mut())))
+        let filled = catch_unwind(AssertUnwindSafe(|| source.fill(into.bytes_mut())))
             .unwrap_or_else(|_| Err(EngineError::Internal("a copy panicked".to_owned())));
-        self.timeline.span(Kind::Copy, lane, &label, start, slab.bytes());
+        self.timeline.span(Kind::Copy, lane, &label, start, source.slab().bytes());
         let outcome = match filled {
             Ok(()) => Ok(into),
             Err(error) => Err(CopyFailed { buffer: Some(into), error }),
@@ -168,6 +168,7 @@ impl Shared {
 impl<M: HostMemory> Device for HostDevice<M> {
     type Buffer = M;
     type Event = ();
+    type Source = HostSource;
     type Copy = HostCopy<M>;
 
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<M> {
@@ -207,9 +208,18 @@ impl<M: HostMemory> Device for HostDevice<M> {
         Ok(())
     }
 
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: M, _after: Option<()>) -> HostCopy<M> {
+    fn in_files(&self, slab: Arc<Slab>) -> HostSource {
+        HostSource::in_files(slab)
+    }
+
+    /// No link asks for page-locked memory here: either tier is a copy in ordinary memory.
+    fn in_memory(&self, slabs: &[Arc<Slab>], _tier: HostTier) -> Result<Vec<HostSource>> {
+        HostSource::in_memory(slabs)
+    }
+
+    fn copy(&self, label: Label, source: HostSource, into: M, _after: Option<()>) -> HostCopy<M> {
         let (done, outcome) = bounded(1);
-        if let Err(unsent) = self.jobs.send(Job { label, slab, into, done }) {
+        if let Err(unsent) = self.jobs.send(Job { label, source, into, done }) {
             // No worker is left; the closed channel says so to `finish`.
             self.shared.subtract(unsent.into_inner().into.len());
         }
@@ -227,7 +237,11 @@ impl<M: HostMemory> Device for HostDevice<M> {
         !copy.outcome.is_empty()
     }
 
-    fn leases_tell_compute(&self) -> bool {
+    fn host_tiers(&self) -> &'static [HostTier] {
+        &[HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
+    }
+
+    fn tells_times(&self) -> bool {
         true
     }
 

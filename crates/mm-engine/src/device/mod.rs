@@ -40,6 +40,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Buffer: Send + 'static;
     /// A point in the compute stream.
     type Event: Clone + Send + Sync + 'static;
+    /// What a slab is copied from: its files, or a copy of it on the host.
+    type Source: Clone + Send + Sync + 'static;
     /// A copy under way.
     type Copy: Send + 'static;
 
@@ -58,8 +60,18 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `DeviceLost`.
     fn record(&self) -> Result<Self::Event>;
 
-    /// Enqueues a copy of `slab` into the front of `into`, to start after `after`. Never blocks.
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: Self::Buffer, after: Option<Self::Event>) -> Self::Copy;
+    /// A slab that is read from its files, and cast, for each copy: the tiers `Mapped` and `Staged`.
+    fn in_files(&self, slab: Arc<Slab>) -> Self::Source;
+
+    /// Copies of slabs on the host, as `tier` says, in the order of the slabs. They are read and cast now, which may take long; their
+    /// memory goes back with the last source that lies in it, once no copy reads it any more.
+    ///
+    /// # Errors
+    /// `PageLock`, `HostMemory`: there is no room for all of these; nothing is held, and another tier may do. `Source`.
+    fn in_memory(&self, slabs: &[Arc<Slab>], tier: HostTier) -> Result<Vec<Self::Source>>;
+
+    /// Enqueues a copy of a slab into the front of `into`, to start after `after`. Never blocks.
+    fn copy(&self, label: Label, source: Self::Source, into: Self::Buffer, after: Option<Self::Event>) -> Self::Copy;
 
     /// Orders compute after the copy and hands its destination out. A device with a stream of its own
     /// does not block the host here; on the host, which is its own compute stream, this waits.
@@ -76,9 +88,9 @@ pub trait Device: Send + Sync + Sized + 'static {
         &[HostTier::Mapped]
     }
 
-    /// Whether a lease lasts as long as what is computed with it, so that it tells how long that takes. Not so on a device
-    /// with a stream of its own, where compute is only enqueued meanwhile.
-    fn leases_tell_compute(&self) -> bool {
+    /// Whether a lease lasts as long as what is computed with it, and a copy in the timeline as long as its bytes move, so that
+    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
+    fn tells_times(&self) -> bool {
         false
     }
 

@@ -20,7 +20,7 @@ impl<D: Device> ModelManager<D> {
             if state.calibration.is_some() {
                 return Err(EngineError::Misuse("the manager is calibrated already; once is enough".to_owned()));
             }
-            let session = Session::start(calibration, &self.timeline, self.device.leases_tell_compute())?;
+            let session = Session::start(calibration, &self.timeline, self.device.tells_times())?;
             state.calibration = Some(Arc::new(session));
             state.changed();
             Ok(())

@@ -3,7 +3,7 @@
 
 use super::TestDevice;
 use libloading::Library;
-use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
+use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 use mm_engine::{Device, DeviceMemory, EngineError, Result, Slab, timeline::Label, timeline::Timeline};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
@@ -52,6 +52,10 @@ impl Driver {
     entry!(seed(seed: u64));
     entry!(capacity(bytes: u64));
     entry!(page_lock_limit(bytes: u64));
+    entry!(
+        /// Whether (1) copies from memory that is not page-locked are meant.
+        pageable(meant: u32)
+    );
     entry!(
         /// The call that fails, from now on, with which code, and (1) whether all after it do.
         fail(at: u64, code: i32, forever: u32)
@@ -164,6 +168,7 @@ impl TestDevice for FakeCuda {
 impl Device for FakeCuda {
     type Buffer = CudaBuffer;
     type Event = CudaMark;
+    type Source = CudaSource;
     type Copy = CudaCopy;
 
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<CudaBuffer> {
@@ -184,16 +189,27 @@ impl Device for FakeCuda {
         self.cuda.record()
     }
 
-    fn copy(&self, label: Label, slab: Arc<Slab>, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
-        if slab.dtype() != into.dtype() {
-            self.violation(format!("a slab of {} goes into a buffer of {}", slab.dtype(), into.dtype()));
+    fn in_files(&self, slab: Arc<Slab>) -> CudaSource {
+        self.cuda.in_files(slab)
+    }
+
+    fn in_memory(&self, slabs: &[Arc<Slab>], tier: HostTier) -> Result<Vec<CudaSource>> {
+        if self.notes.lock().frozen {
+            self.violation("host memory taken during a pass".to_owned());
+        }
+        self.cuda.in_memory(slabs, tier)
+    }
+
+    fn copy(&self, label: Label, source: CudaSource, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
+        if source.slab().dtype() != into.dtype() {
+            self.violation(format!("a slab of {} goes into a buffer of {}", source.slab().dtype(), into.dtype()));
         }
         let mut notes = self.notes.lock();
         notes.started.push(label.clone());
         notes.in_flight += 1;
         notes.most_in_flight = notes.most_in_flight.max(notes.in_flight);
         drop(notes);
-        self.cuda.copy(label, slab, into, after)
+        self.cuda.copy(label, source, into, after)
     }
 
     fn finish(&self, copy: CudaCopy) -> Result<CudaBuffer, CopyFailed<CudaBuffer>> {

@@ -346,6 +346,13 @@ pub fn placement(component: &Component, resident: &[bool], slots: u32) -> Compon
     }
 }
 
+/// The same, its groups kept on the host by these tiers in turn.
+pub fn on_tiers(mut plan: ComponentPlan, tiers: &[HostTier]) -> ComponentPlan {
+    let hosts = plan.stacks.iter_mut().flat_map(|stack| &mut stack.host);
+    hosts.zip(tiers.iter().cycle()).for_each(|(host, tier)| *host = *tier);
+    plan
+}
+
 /// A plan of these placements, each active alone.
 pub fn plan_of(components: Vec<ComponentPlan>) -> Plan {
     let peak = components.iter().map(|c| c.engine_bytes).max().unwrap_or(0);

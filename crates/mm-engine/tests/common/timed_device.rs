@@ -99,6 +99,7 @@ impl TestDevice for TimedDevice {
 impl Device for TimedDevice {
     type Buffer = Vec<u8>;
     type Event = ();
+    type Source = Arc<Slab>;
     type Copy = TimedCopy;
 
     fn allocate(&self, _dtype: DType, bytes: u64) -> Result<Vec<u8>> {
@@ -126,6 +127,14 @@ impl Device for TimedDevice {
 
     fn record(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn in_files(&self, slab: Arc<Slab>) -> Arc<Slab> {
+        slab
+    }
+
+    fn in_memory(&self, slabs: &[Arc<Slab>], _tier: HostTier) -> Result<Vec<Arc<Slab>>> {
+        Ok(slabs.to_vec())
     }
 
     fn copy(&self, label: Label, slab: Arc<Slab>, into: Vec<u8>, _after: Option<()>) -> TimedCopy {
@@ -170,7 +179,7 @@ impl Device for TimedDevice {
         &[HostTier::Mapped, HostTier::Staged, HostTier::PageLocked, HostTier::Pageable]
     }
 
-    fn leases_tell_compute(&self) -> bool {
+    fn tells_times(&self) -> bool {
         true
     }
 

@@ -6,7 +6,7 @@
 
 use super::TestDevice;
 use mm_engine::{CopyFailed, Device, DeviceMemory, EngineError, Result, Slab, timeline::Label};
-use mm_plan::DType;
+use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -152,6 +152,7 @@ impl TestDevice for VirtualDevice {
 impl Device for VirtualDevice {
     type Buffer = VirtualBuffer;
     type Event = u64;
+    type Source = Arc<Slab>;
     type Copy = VirtualCopy;
 
     fn allocate(&self, dtype: DType, bytes: u64) -> Result<VirtualBuffer> {
@@ -186,6 +187,14 @@ impl Device for VirtualDevice {
             return Err(EngineError::DeviceLost { reason: "record failed as told".to_owned() });
         }
         Ok(inner.stream)
+    }
+
+    fn in_files(&self, slab: Arc<Slab>) -> Arc<Slab> {
+        slab
+    }
+
+    fn in_memory(&self, slabs: &[Arc<Slab>], _tier: HostTier) -> Result<Vec<Arc<Slab>>> {
+        Ok(slabs.to_vec())
     }
 
     fn copy(&self, label: Label, slab: Arc<Slab>, mut into: VirtualBuffer, after: Option<u64>) -> VirtualCopy {

@@ -1,7 +1,7 @@
 //! Passes: right bytes in every lease, the plan's bytes exactly, nothing allocated on the way.
 
 use crate::{Dut, common};
-use common::{Shape, TestDevice, even, placement, plan_of};
+use common::{Shape, TestDevice, even, on_tiers, placement, plan_of};
 use mm_engine::{Device, EngineError};
 use mm_plan::Strategy;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +19,8 @@ fn mixed() -> Shape {
 /// A rig whose one component has these residents and slots.
 fn rig(shape: Shape, resident: &[bool], slots: u32, seed: u64) -> Rig {
     let rig = Rig::new(ROOMY, seed, Strategy::Auto, &[shape]);
-    let plan = plan_of(vec![placement(rig.modules[0].description(), resident, slots)]);
+    let plan = placement(rig.modules[0].description(), resident, slots);
+    let plan = plan_of(vec![on_tiers(plan, rig.device.host_tiers())]);
     rig.manager.apply_plan(plan).unwrap();
     rig
 }

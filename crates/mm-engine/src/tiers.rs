@@ -1,0 +1,91 @@
+//! Where streamed groups are copied from: where the plan keeps them, or, where the host has no room for that after all, where
+//! no room is needed.
+
+use crate::{Device, EngineError, Result, module::Module};
+use mm_plan::{ComponentPlan, HostTier};
+
+/// Groups are prepared together up to this many bytes, so that small ones share what each allocation rounds up to.
+const BATCH: u64 = 64 << 20;
+
+/// Per group, what each of its slabs is copied from; nothing for groups that don't stream.
+pub(crate) type Sources<D> = Vec<Vec<<D as Device>::Source>>;
+
+/// What a component's streamed groups are copied from, and, where that is not what the plan says, notes that say why.
+pub(crate) fn prepare<D: Device>(
+    module: &Module<D>,
+    plan: &ComponentPlan,
+    streamed: &[usize],
+) -> Result<(Sources<D>, Vec<String>)> {
+    let tiers: Vec<HostTier> = plan.stacks.iter().flat_map(|s| s.host.iter().copied()).collect();
+    if tiers.len() != module.groups.len() {
+        let reason = format!("{}: {} groups, the plan has {} host tiers", plan.name, module.groups.len(), tiers.len());
+        return Err(EngineError::PlanMismatch { reason });
+    }
+    let mut sources: Sources<D> = module.groups.iter().map(|_| Vec::new()).collect();
+    let mut refusals: Vec<Refusal> = Vec::new();
+    for batch in batches(module, &tiers, streamed) {
+        let tier = tiers[batch[0]];
+        let slabs: Vec<_> = batch.iter().flat_map(|g| module.groups[*g].slabs.iter().cloned()).collect();
+        let is_copied = matches!(tier, HostTier::PageLocked | HostTier::Pageable);
+        // Where there was no room once, there is none for what follows.
+        let mut refused = refusals.iter().position(|refusal| refusal.tier == tier);
+        let mut copies = None;
+        if is_copied && refused.is_none() {
+            match module.device.in_memory(&slabs, tier) {
+                Ok(made) if made.len() == slabs.len() => copies = Some(made),
+                Ok(_) => return Err(EngineError::Internal("a device made another number of copies".to_owned())),
+                Err(error @ (EngineError::PageLock { .. } | EngineError::HostMemory { .. })) => {
+                    refused = Some(refusals.len());
+                    refusals.push(Refusal { tier, error, groups: 0, bytes: 0 });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(refusal) = refused.and_then(|at| refusals.get_mut(at)) {
+            refusal.groups += batch.len();
+            refusal.bytes += slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
+        }
+        let copies = copies.unwrap_or_else(|| slabs.into_iter().map(|slab| module.device.in_files(slab)).collect());
+        let mut copies = copies.into_iter();
+        for group in batch {
+            sources[*group] = copies.by_ref().take(module.groups[*group].slabs.len()).collect();
+        }
+    }
+    let notes = refusals.iter().map(|refusal| refusal.note(module.name(), streamed.len())).collect();
+    Ok((sources, notes))
+}
+
+/// A tier that there was no room for.
+struct Refusal {
+    tier: HostTier,
+    error: EngineError,
+    groups: usize,
+    bytes: u64,
+}
+
+impl Refusal {
+    fn note(&self, component: &str, streamed: usize) -> String {
+        let Self { tier, error, groups, bytes } = self;
+        let planned = if *tier == HostTier::PageLocked { "page-locked copies" } else { "copies in memory" };
+        format!(
+            "{component}: {groups} of {streamed} streamed groups ({bytes} bytes) are read from their files in each pass, not \
+             from {planned}: {error}"
+        )
+    }
+}
+
+/// Streamed groups that follow each other and have one tier, up to [`BATCH`].
+fn batches<'a, D: Device>(
+    module: &'a Module<D>,
+    tiers: &'a [HostTier],
+    streamed: &'a [usize],
+) -> impl Iterator<Item = &'a [usize]> {
+    let mut bytes = 0u64;
+    streamed.chunk_by(move |before, group| {
+        let size = |group: usize| module.groups[group].slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
+        bytes = bytes.saturating_add(size(*before));
+        let joins = tiers[*before] == tiers[*group] && bytes.saturating_add(size(*group)) <= BATCH;
+        bytes = if joins { bytes } else { 0 };
+        joins
+    })
+}

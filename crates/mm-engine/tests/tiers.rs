@@ -1,0 +1,77 @@
+//! Host tiers where host memory is the device: a copy in memory is read once, whatever becomes of its file.
+
+mod common;
+
+use common::host::Shelf;
+use mm_cache::Weights;
+use mm_engine::{EngineError, HostDevice, ModelManager, Module, ModuleSpec, Slab, StackSpec, timeline::Timeline};
+use mm_plan::{DType, HostTier, Strategy};
+use safetensors::{Dtype, tensor::TensorView};
+use std::{fs, path::Path, sync::Arc};
+
+const BLOCKS: u8 = 6;
+const ELEMENTS: usize = 3000;
+
+fn write(path: &Path) {
+    let bytes: Vec<Vec<u8>> =
+        (0..BLOCKS).map(|i| half::bf16::from_f32(f32::from(i)).to_le_bytes().repeat(ELEMENTS)).collect();
+    let views = bytes
+        .iter()
+        .enumerate()
+        .map(|(i, bytes)| (format!("{i}.weight"), TensorView::new(Dtype::BF16, vec![ELEMENTS], bytes).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// A component whose blocks are F32, stored as BF16, all of which stream from `tier`; one pass was made. Then the file is cut, and
+/// another pass is made.
+fn passes_around_a_cut(tier: HostTier) -> (Result<(), EngineError>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    write(&file);
+    let weights = Weights::open(&[&file]).unwrap();
+    let block = |i: u8| {
+        let mut slab = Slab::new(DType::F32);
+        slab.push(weights.get(&format!("{i}.weight")).unwrap().clone());
+        vec![slab]
+    };
+    let shelf = Shelf::default();
+    let stacks = vec![StackSpec { name: "layers".to_owned(), groups: (0..BLOCKS).map(block).collect() }];
+    let homes = Box::new(shelf.clone());
+    let spec = ModuleSpec { name: "transformer".to_owned(), phase: None, passes: 1, rest: Vec::new(), stacks, homes };
+    let (timeline, budget) = (Arc::new(Timeline::default()), 1 << 20);
+    let device = Arc::new(HostDevice::with_workers(budget, 2, timeline.clone()));
+    let module = Module::new(spec, device.clone(), timeline.clone());
+    let policy = common::policy(Strategy::Auto);
+    let manager = ModelManager::new(device, timeline, common::machine(budget), policy).unwrap();
+    let _registration = manager.register("transformer", &module).unwrap();
+    let plan = common::placement(module.description(), &[false; BLOCKS as usize], 2);
+    manager.apply_plan(common::plan_of(vec![common::on_tiers(plan, &[tier])])).unwrap();
+    let pass = || {
+        let run = manager.begin(&module)?;
+        for group in 0..usize::from(BLOCKS) {
+            let lease = module.lease(group)?;
+            assert_eq!(shelf.first(group), Some(group as f32));
+            drop(lease);
+        }
+        run.complete()
+    };
+    pass().unwrap();
+    fs::File::options().write(true).open(&file).unwrap().set_len(100).unwrap();
+    let outcome = pass().and_then(|()| pass());
+    (outcome, module.stats().notes)
+}
+
+#[test]
+fn copies_in_memory_are_filled_once() {
+    for tier in [HostTier::PageLocked, HostTier::Pageable] {
+        let (outcome, notes) = passes_around_a_cut(tier);
+        outcome.unwrap();
+        assert_eq!(notes, [""; 0]);
+    }
+}
+
+#[test]
+fn what_stays_in_its_file_is_read_in_each_pass() {
+    let (outcome, _) = passes_around_a_cut(HostTier::Mapped);
+    assert!(matches!(outcome, Err(EngineError::Source { .. })));
+}
