@@ -70,6 +70,8 @@
 //!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
 //! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
+//! 11. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
+//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`).
 #![deny(unsafe_code)]
 
 pub mod calibrate;
