@@ -215,11 +215,13 @@ fn a_gain_below_the_bound_leaves_the_plan_and_a_note_says_so() {
 fn memory_and_times_that_jitter_do_not_plan_anew() {
     let pipeline = Pipeline::calibrated(with(None));
     let plan = pipeline.request().pop().unwrap();
+    let notes = pipeline.codes();
     for (i, free) in [BUDGET * 9 / 10, BUDGET, BUDGET * 95 / 100].into_iter().cycle().take(60).enumerate() {
         pipeline.manager.set_free_memory(free);
         let now = pipeline.pass("transformer", 37 * (i as u64 % 7) / 2);
         assert!(Arc::ptr_eq(&now, &plan), "{free}: {:?}", pipeline.codes());
     }
+    assert_eq!(pipeline.codes(), notes, "nobody looked");
 }
 
 #[test]
@@ -341,4 +343,44 @@ fn a_timeline_has_one_calibration() {
     assert!(matches!(refused, Err(EngineError::Misuse(text)) if text.contains("timeline")));
     drop(pipeline);
     other().calibrate(Calibration::of("test")).unwrap();
+}
+
+#[test]
+fn nothing_is_planned_anew_while_something_runs() {
+    let beside = |name| Shape { name, phase: Some(0), rest: 50, stacks: vec![vec![(3000, 400); 8]] };
+    let pipeline = Pipeline::of(with(None), policy(Strategy::Auto), vec![(beside("a"), 2), (beside("b"), 20)]);
+    let any = Hysteresis { gain_permille: 0, ..Hysteresis::default() };
+    pipeline.manager.calibrate(Calibration::of("test").hysteresis(any)).unwrap();
+    let first = pipeline.manager.apply().unwrap();
+    let held = pipeline.manager.begin(&pipeline.modules[0].0).unwrap();
+    pipeline.manager.set_free_memory(BUDGET / 2);
+    for _ in 0..6 {
+        assert!(Arc::ptr_eq(&pipeline.pass("b", 0), &first));
+    }
+    held.complete().unwrap();
+    let next = pipeline.pass("b", 0);
+    assert!(next.peak.device <= BUDGET / 2 && has(&next, "replanned_for_memory"), "{:?}", pipeline.codes());
+    pipeline.device.check();
+}
+
+#[test]
+fn what_is_measured_counts_more_than_what_was_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let before = Pipeline::kept_in(with(None), folder.path(), "");
+    for _ in 0..3 {
+        before.pass("transformer", 1000);
+    }
+    let twice = Some(2 * compute_ns("transformer", 1));
+    assert_eq!(before.figures().components["transformer"].compute_ns[1], twice);
+    let now = Pipeline::kept_in(with(None), folder.path(), "");
+    for _ in 0..2 {
+        now.pass("transformer", 0);
+        assert_eq!(now.figures().components["transformer"].compute_ns[1], twice, "two passes are not enough");
+    }
+    now.pass("transformer", 0);
+    assert_eq!(now.figures().components["transformer"].compute_ns[1], Some(compute_ns("transformer", 1)));
+    drop(now);
+    let next = Pipeline::kept_in(with(None), folder.path(), "");
+    next.manager.apply().unwrap();
+    assert_eq!(next.figures().components["transformer"].compute_ns[1], Some(compute_ns("transformer", 1)));
 }

@@ -280,3 +280,89 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::timeline::{Kind, Label};
+
+    fn met(passes: u32) -> Met {
+        let part = |name: &str| Part { name: name.into(), bytes: 256, stored: 256 };
+        Met { key: mm_cache::component_hash("a"), parts: vec![part("layers.0"), part("rest")], slabs: 2, passes }
+    }
+
+    fn session(timed: bool) -> (Arc<Timeline>, Session) {
+        let timeline = Arc::new(Timeline::new(10));
+        let session = Session::start(Calibration::of("test"), &timeline, timed).unwrap();
+        session.meet(&"big".into(), met(20), 0);
+        session.meet(&"small".into(), met(1), 0);
+        (timeline, session)
+    }
+
+    fn passes(session: &Session, title: &str, count: u64) {
+        (0..count).for_each(|i| session.pass(title, i * 10, i * 10 + 10, true));
+    }
+
+    #[test]
+    fn it_is_time_when_what_weighs_most_is_measured_and_when_all_is() {
+        let (_timeline, session) = session(true);
+        passes(&session, "big", 2);
+        assert!(session.due().is_none());
+        passes(&session, "big", 1);
+        assert!(session.due().is_some_and(|due| due.may_replace));
+        assert!(session.due().is_none(), "looked at");
+        passes(&session, "big", 5);
+        assert!(session.due().is_none());
+        passes(&session, "small", 1);
+        assert!(session.due().is_some_and(|due| due.may_replace), "nothing was replaced yet");
+    }
+
+    #[test]
+    fn a_plan_is_replaced_once_for_its_time() {
+        let (_timeline, session) = session(true);
+        passes(&session, "big", 3);
+        assert!(session.due().is_some_and(|due| due.may_replace));
+        session.decided(true, Note::new("calibrated", &[], ""));
+        passes(&session, "small", 1);
+        assert!(session.due().is_some_and(|due| !due.may_replace));
+        session.activation("big", 7);
+        assert!(session.due().is_some_and(|due| !due.may_replace), "memory is looked at all the same");
+        session.activation("big", 7);
+        session.activation("big", 6);
+        assert!(session.due().is_none(), "it was known");
+    }
+
+    #[test]
+    fn a_pass_of_which_not_all_is_known_does_not_count() {
+        let (timeline, session) = session(true);
+        let label = Label { component: "big".into(), group: "layers.0".into() };
+        (0..=LEAST_EVENTS).for_each(|_| timeline.span(Kind::Compute, 0, &label, 0, 0));
+        passes(&session, "big", 1);
+        assert_eq!(session.report().figures, Figures::default());
+        passes(&session, "big", 1);
+        assert_eq!(session.report().figures.components["big"].passes, 1);
+    }
+
+    #[test]
+    fn when_all_is_settled_nobody_listens() {
+        let (timeline, session) = session(true);
+        passes(&session, "big", SETTLED);
+        assert!(timeline.tap.is_on());
+        passes(&session, "small", SETTLED + 5);
+        assert!(!timeline.tap.is_on());
+        assert_eq!(session.report().figures.components["small"].passes, SETTLED);
+        session.meet(&"new".into(), met(1), 0);
+        assert!(timeline.tap.is_on());
+    }
+
+    #[test]
+    fn a_device_that_tells_no_times_is_measured_in_memory_alone() {
+        let (timeline, session) = session(false);
+        assert!(!timeline.tap.is_on());
+        session.activation("big", 9);
+        passes(&session, "big", 3);
+        let figures = session.due().unwrap().figures;
+        assert_eq!((figures.links, figures.components["big"].activation), (None, Some(9)));
+        assert_eq!(figures.components["big"].compute_ns, [None]);
+    }
+}
