@@ -16,7 +16,7 @@ pub(crate) fn start(manager: &Manager, machine: &Machine, request: &Request) -> 
         Some(folder) => calibration.kept_in(folder.join("figures")),
         None => calibration,
     };
-    manager.calibrate(calibration).map_err(Failure::of_engine)
+    Ok(manager.calibrate(calibration)?)
 }
 
 /// What came of it, beside what plans say.
