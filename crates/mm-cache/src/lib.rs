@@ -47,6 +47,7 @@
 
 mod content;
 mod digest;
+mod direct;
 mod error;
 mod hash;
 mod header;

@@ -1,6 +1,8 @@
 //! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
 
-use crate::{Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers};
+use crate::{
+    Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers, timeline::Kind,
+};
 use mm_plan::ComponentPlan;
 
 /// A slab that lies in its home.
@@ -12,6 +14,8 @@ pub(crate) struct Placement<D: Device> {
     slots: Slots<D>,
     order: Order,
     active: bool,
+    /// The pass, as the device's profiler is told of it.
+    profiled: Option<Box<dyn Send>>,
     /// The first error of a call that could not return it; the next call reports it.
     deferred: Option<EngineError>,
 }
@@ -28,8 +32,15 @@ impl<D: Device> Placement<D> {
         }
         let streamed: Vec<usize> = (0..resident.len()).filter(|g| !resident[*g]).collect();
         let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
-        let mut placement =
-            Self { placed: Vec::new(), order: Order::new(streamed), resident, slots, active: false, deferred: None };
+        let mut placement = Self {
+            placed: Vec::new(),
+            order: Order::new(streamed),
+            resident,
+            slots,
+            active: false,
+            profiled: None,
+            deferred: None,
+        };
         match placement.fill(module).and_then(|()| placement.prepare(module, plan)) {
             Ok(()) => {
                 placement.prefetch(module);
@@ -114,11 +125,13 @@ impl<D: Device> Placement<D> {
 
     pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
         self.active = true;
+        self.profiled = module.device.profile(Kind::Pass, &module.whole());
         self.prefetch(module);
     }
 
     pub(crate) fn end_pass(&mut self, module: &Module<D>, complete: bool) -> Result<()> {
         self.active = false;
+        self.profiled = None;
         self.order.end_pass(complete);
         self.prefetch(module);
         self.deferred.take().map_or(Ok(()), Err)

@@ -235,6 +235,56 @@ fn a_source_that_cannot_be_read_is_named_and_nothing_is_locked() {
 }
 
 #[test]
+fn two_devices_each_have_their_own_account_and_order() {
+    let _alone = alone();
+    let need = |rig: &Rig<FakeCuda>| streamed_bytes(rig).next_multiple_of(4096);
+    for seed in 0..20 {
+        driver().seed(seed);
+        let rigs = [0, 1].map(|ordinal| {
+            let device = FakeCuda::open(ordinal, ROOMY, Staging { buffers: 1 + ordinal, ..SMALL }).unwrap();
+            let rig = Rig::on(device, ROOMY, Strategy::Auto, &[even("transformer", 4 + ordinal)]);
+            let plan = placement(rig.modules[0].description(), &vec![false; 4 + ordinal], 2);
+            rig.manager.apply_plan(plan_of(vec![on_tiers(plan, &[HostTier::PageLocked])])).unwrap();
+            rig
+        });
+        std::thread::scope(|scope| {
+            for rig in &rigs {
+                scope.spawn(|| {
+                    (0..5).for_each(|_| rig.pass(0, 0..rig.modules[0].description().groups().count()).unwrap())
+                });
+            }
+        });
+        let locked = [0, 1].map(|i| rigs[i].device.cuda.page_locked());
+        assert_eq!(locked, [4096 + need(&rigs[0]), 8192 + need(&rigs[1])]);
+        assert_eq!(driver().page_locked(), locked.iter().sum::<u64>());
+        rigs[0].manager.unload("transformer").unwrap();
+        assert_eq!([0, 1].map(|i| rigs[i].device.cuda.page_locked()), [4096, locked[1]]);
+        assert!(rigs[0].device.memory().in_use == 0 && rigs[1].device.memory().in_use > 0);
+        rigs.into_iter().for_each(Rig::finish);
+    }
+}
+
+#[test]
+fn memory_of_another_device_is_misuse_and_comes_back() {
+    let _alone = alone();
+    let [one, other] = [0, 1].map(|ordinal| FakeCuda::open(ordinal, ROOMY, SMALL).unwrap());
+    let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![3; 1024]))];
+    let source = |device: &FakeCuda| device.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+    let buffer = |device: &FakeCuda| device.allocate(DType::F32, 1024).unwrap();
+    for (source, buffer) in [(source(&one), buffer(&other)), (source(&other), buffer(&one))] {
+        let failed = one.finish(one.copy(label(), source, buffer, None)).err().unwrap();
+        assert!(matches!(failed.error, EngineError::Misuse(_)), "{}", failed.error);
+        one.free(failed.buffer.unwrap());
+    }
+    // What lies in ordinary memory is no device's.
+    let source = other.in_memory(&slabs, HostTier::Pageable).unwrap().remove(0);
+    let copied = one.finish(one.copy(label(), source, buffer(&one), None)).ok().unwrap();
+    assert!(one.sees(&copied, 0, &[3; 1024]));
+    one.free(copied);
+    [one, other].iter().for_each(TestDevice::check_empty);
+}
+
+#[test]
 fn casts_are_made_once_while_memory_is_filled() {
     let _alone = alone();
     let device = FakeCuda::open(0, ROOMY, SMALL).unwrap();

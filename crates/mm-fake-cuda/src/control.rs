@@ -1,6 +1,9 @@
 //! This driver's own entry points: settings and counters.
 
-use crate::driver::{Code, HOST_WAITS, lock};
+use crate::{
+    driver::{Code, HOST_WAITS, lock},
+    nvtx::RANGES,
+};
 
 /// What draws the order of work; 0: nothing runs before it is waited for.
 #[unsafe(no_mangle)]
@@ -92,6 +95,18 @@ extern "C" fn mm_fake_cuda_overlapped() -> u64 {
     let driver = lock();
     let meets_kernel = |start, end| driver.ran.iter().any(|ran| !ran.is_copy && ran.start < end && start < ran.end);
     driver.ran.iter().filter(|ran| ran.is_copy && meets_kernel(ran.start, ran.end)).count() as u64
+}
+
+/// Ranges begun whose text starts with this byte.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_ranges(first: u8) -> u64 {
+    RANGES.lock().map_or(0, |ranges| ranges.begun.iter().filter(|begun| **begun == first).count() as u64)
+}
+
+/// Ranges begun that have not ended.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_open_ranges() -> u64 {
+    RANGES.lock().map_or(0, |ranges| ranges.open.len() as u64)
 }
 
 /// How often the calling thread has waited for work to end.

@@ -6,7 +6,10 @@ mod host;
 pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
 
-use crate::{EngineError, Result, Slab, timeline::Label};
+use crate::{
+    EngineError, Result, Slab,
+    timeline::{Kind, Label},
+};
 use mm_plan::{DType, HostTier};
 use std::sync::Arc;
 
@@ -82,6 +85,11 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// Whether [`Device::finish`] would not wait.
     fn is_done(&self, copy: &Self::Copy) -> bool;
+
+    /// Tells a profiler of the device's that this begins; it ends when what is returned is dropped. Nothing where there is none.
+    fn profile(&self, _kind: Kind, _label: &Label) -> Option<Box<dyn Send>> {
+        None
+    }
 
     /// Where it can copy from. A plan that keeps groups elsewhere is refused.
     fn host_tiers(&self) -> &'static [HostTier] {

@@ -4,7 +4,7 @@
 use super::TestDevice;
 use libloading::Library;
 use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
-use mm_engine::{Device, DeviceMemory, EngineError, Result, Slab, timeline::Label, timeline::Timeline};
+use mm_engine::{Device, DeviceMemory, EngineError, Result, Slab, timeline::Kind, timeline::Label, timeline::Timeline};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use std::{
@@ -70,6 +70,14 @@ impl Driver {
     entry!(forgive());
     entry!(overlapped() -> u64);
     entry!(host_waits() -> u64);
+    entry!(
+        /// Ranges begun whose text starts with this byte.
+        ranges(first: u8) -> u64
+    );
+    entry!(
+        /// Ranges begun that have not ended.
+        open_ranges() -> u64
+    );
 
     /// Enqueues compute that reads device memory and ends the program where it holds other bytes when it runs.
     pub fn kernel(&self, stream: u64, from: u64, expected: &[u8]) {
@@ -219,6 +227,10 @@ impl Device for FakeCuda {
 
     fn is_done(&self, copy: &CudaCopy) -> bool {
         self.cuda.is_done(copy)
+    }
+
+    fn profile(&self, kind: Kind, label: &Label) -> Option<Box<dyn Send>> {
+        self.cuda.profile(kind, label)
     }
 
     fn host_tiers(&self) -> &'static [HostTier] {
