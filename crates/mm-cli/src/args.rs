@@ -183,6 +183,10 @@ pub(crate) struct RunArgs {
     /// Run exactly this plan, or the one in this answer of `mm run --json`
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
+    /// Measure this machine and the model while it runs, plan with what was measured, and keep it for the next run that is
+    /// calibrated
+    #[arg(long, conflicts_with = "plan")]
+    pub(crate) calibrate: bool,
     /// Record what happened when: as a page for a browser, .html, or as a Chrome trace, .json, which opens in Perfetto and
     /// with `mm trace`
     #[arg(long, value_name = "FILE")]

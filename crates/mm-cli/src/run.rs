@@ -1,6 +1,7 @@
 //! `mm run`: an image, by a pipeline whose memory is managed.
 
 use crate::args::{DeviceName, RunArgs};
+use crate::calibrate;
 use crate::exit::{Failure, Stage};
 use crate::memory::Watch;
 use crate::output::OutputFile;
@@ -12,7 +13,7 @@ use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
 use mm_diffusion::{Generated, LoadOptions, Passes, Request, ZImage};
 use mm_engine::{EngineError, timeline::Form};
-use mm_plan::{Plan, Policy};
+use mm_plan::{Machine, Plan, Policy};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,10 +30,14 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     // All that can be refused is refused before the work starts.
     let outputs = Outputs::check(args)?;
     let plan = args.plan.as_deref().map(read_plan).transpose()?;
-    let manager = manager(args)?;
+    let machine = machine(args);
+    let manager = manager(args, &machine)?;
     let bar = bar(args);
     let pipeline = load(args, &manager)?;
     let request = request(args)?;
+    if args.calibrate {
+        calibrate::start(&manager, &machine, &request)?;
+    }
     let plan = match plan {
         Some(plan) => manager.apply_plan(plan).map_err(|error| refused(error, args))?,
         None => manager.apply()?,
@@ -46,6 +51,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let memory = watch.stop();
     bar.finish_and_clear();
     let generated = generated.map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
+    // A run that is calibrated may have planned anew; no plan that was in force took more than this.
+    let planned = plan.peak.device.max(manager.plan().map_or(0, |plan| plan.peak.device));
+    let plan = manager.plan().unwrap_or(plan);
 
     let png = encode(&generated, &request)?;
     outputs.image.write(&png)?;
@@ -53,10 +61,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         trace.save(file).map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
     }
     if let Some((file, form)) = &outputs.timeline {
-        let trace = manager.timeline().trace(manager.memory().budget, plan.peak.device);
+        let trace = manager.timeline().trace(manager.memory().budget, planned);
         file.write(trace.render(*form).as_bytes())?;
     }
-    Report::new(&args.output, &png, &manager, &plan, memory, started.elapsed()).print(args.json)
+    Report::new(&args.output, &png, &manager, (&*plan, planned), memory, started.elapsed()).print(args.json)
 }
 
 struct Outputs {
@@ -101,12 +109,16 @@ fn refused(error: EngineError, args: &RunArgs) -> Failure {
     }
 }
 
-/// A manager of host memory under the budget asked for, or of all that is available.
-fn manager(args: &RunArgs) -> Result<Manager, Failure> {
+/// Host memory under the budget asked for, or all that is available.
+fn machine(args: &RunArgs) -> Machine {
     let mut machine = mm_probe::probe().host_machine(args.vram.or(args.ram));
     present(&mut machine, None, args.ram);
+    machine
+}
+
+fn manager(args: &RunArgs, machine: &Machine) -> Result<Manager, Failure> {
     let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
-    Manager::cpu(machine, policy).map_err(Failure::of_engine)
+    Manager::cpu(machine.clone(), policy).map_err(Failure::of_engine)
 }
 
 fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {

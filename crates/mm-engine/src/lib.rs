@@ -74,8 +74,11 @@
 //!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
 //! 12. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
+//! 13. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
+//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`).
 #![deny(unsafe_code)]
 
+pub mod calibrate;
 mod cast;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -99,6 +102,7 @@ extern crate self as mm_engine;
 #[path = "../tests/simulated/mod.rs"]
 mod simulated;
 
+pub use calibrate::Calibration;
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};

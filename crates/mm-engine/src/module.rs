@@ -86,7 +86,7 @@ impl<B> ModuleSpec<B> {
 }
 
 pub(crate) struct GroupEntry {
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
     pub(crate) slabs: Vec<Arc<Slab>>,
 }
 

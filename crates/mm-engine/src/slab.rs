@@ -98,6 +98,11 @@ impl Slab {
         self.parts.iter().map(|p| p.source.byte_len()).sum()
     }
 
+    /// What it is filled from, in order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &TensorSlice> {
+        self.parts.iter().map(|part| &part.source)
+    }
+
     /// Fills the front of `into` with this slab, casting where the stored dtype differs. Padding
     /// between tensors is left as it is. `into` may be longer than the slab: a slot is.
     ///

@@ -241,6 +241,10 @@ impl<M: HostMemory> Device for HostDevice<M> {
         &[HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
     }
 
+    fn tells_times(&self) -> bool {
+        true
+    }
+
     fn memory(&self) -> DeviceMemory {
         *self.shared.memory.lock()
     }

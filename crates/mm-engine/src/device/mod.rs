@@ -96,6 +96,12 @@ pub trait Device: Send + Sync + Sized + 'static {
         &[HostTier::Mapped]
     }
 
+    /// Whether a lease lasts as long as what is computed with it, and a copy in the timeline as long as its bytes move, so that
+    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
+    fn tells_times(&self) -> bool {
+        false
+    }
+
     /// Memory as counted at each allocation.
     fn memory(&self) -> DeviceMemory;
 }

@@ -1,6 +1,7 @@
 //! The life cycle of components: register, plan, apply, run, release. Thread-safe.
 
 mod admission;
+mod calibrating;
 mod check;
 mod gate;
 mod load;
@@ -24,6 +25,7 @@ pub use sources::{Pipeline, SourceRegistration};
 
 use crate::{
     Device, DeviceMemory, EngineError, Module, ModuleStats, Result,
+    calibrate::Session,
     timeline::{Form, Timeline},
 };
 use admission::{Admission, Id, Ticket};
@@ -63,6 +65,9 @@ struct State<D: Device> {
     next: Option<InForce>,
     /// The largest peak of the plans that were in force; what the timeline is held against.
     planned: u64,
+    calibration: Option<Arc<Session>>,
+    /// Free memory as somebody told since the last look.
+    free: Option<u64>,
 }
 
 /// Holds components, decides by a plan what is on the device, and runs exactly that plan.
@@ -125,6 +130,8 @@ impl<D: Device> ModelManager<D> {
             changed_by: Vec::new(),
             next: None,
             planned: 0,
+            calibration: None,
+            free: None,
         };
         let (id, cache) = (MANAGERS.fetch_add(1, Relaxed), LoadCache::new());
         Ok(Arc::new(Self { id, host_memory, device, timeline, cache, weights, gate: Gate::new(state) }))

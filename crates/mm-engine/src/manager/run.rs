@@ -136,13 +136,25 @@ impl<D: Device> Run<D> {
         self.end(true)
     }
 
+    /// Computing this pass took that many bytes on top of the weights, at the most. A calibrated manager plans with it
+    /// where weights and computing share the device.
+    pub fn record_activation(&self, bytes: u64) {
+        if let Some(session) = self.manager.gate.read(|state| state.calibration.clone()) {
+            session.activation(&self.module.title(), bytes);
+        }
+    }
+
     fn end(&mut self, complete: bool) -> Result<()> {
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        let end_ns = self.manager.timeline.now();
         let outcome = match stage {
             Stage::Over => return Ok(()),
             Stage::Loading => Ok(()),
             Stage::Pass => self.module.end_pass(self.start_ns, complete),
         };
+        if let Some(session) = self.manager.gate.read(|state| state.calibration.clone()) {
+            session.pass(&self.module.title(), self.start_ns, end_ns, complete && stage == Stage::Pass);
+        }
         let (outcome, gone) = self.manager.gate.update(|state| {
             state.admission.end(self.id);
             let gone = state.registry.left(self.id);
