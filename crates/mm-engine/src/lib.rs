@@ -92,7 +92,9 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, Staging};
 /// The library whose streams a [`CudaDevice`] takes.
 #[cfg(feature = "cuda")]
 pub use cudarc;
-pub use device::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
+pub use device::{
+    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation,
+};
 pub use error::{EngineError, Result};
 pub use manager::{
     Managed, Managing, ModelManager, Pipeline, Registration, Run, Share, SourceRegistration, StrategyOverride, managed,

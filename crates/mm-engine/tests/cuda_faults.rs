@@ -100,7 +100,7 @@ fn the_nth_call_fails_once() {
 fn is_memory(error: &EngineError) -> bool {
     match error {
         EngineError::NotNow { .. } => true,
-        EngineError::DeviceLost { reason } => reason.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"),
+        EngineError::OutOfMemory { reason } => reason.contains("CUDA_ERROR_OUT_OF_MEMORY (2): out of memory"),
         _ => false,
     }
 }

@@ -58,11 +58,12 @@ pub(super) enum Progress {
     NotYet,
 }
 
-/// The driver's error in its own words.
+/// The driver's error in its own words; that memory ran out is no lost device.
 pub(super) fn lost(call: &str, error: DriverError) -> EngineError {
     let name = error.error_name().map_or("unknown".into(), std::ffi::CStr::to_string_lossy);
     let text = error.error_string().map_or("no text".into(), std::ffi::CStr::to_string_lossy);
-    EngineError::DeviceLost { reason: format!("{call}: {name} ({}): {text}", error.0 as u32) }
+    let reason = format!("{call}: {name} ({}): {text}", error.0 as u32);
+    if is_out_of_memory(&error) { EngineError::OutOfMemory { reason } } else { EngineError::DeviceLost { reason } }
 }
 
 fn is_out_of_memory(error: &DriverError) -> bool {

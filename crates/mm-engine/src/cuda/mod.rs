@@ -6,7 +6,7 @@ mod ring;
 
 use crate::{
     EngineError, Result, Slab,
-    device::{CopyFailed, Device, DeviceMemory},
+    device::{CopyFailed, Device, DeviceMemory, DriverMemory},
     slab::ALIGN,
     timeline::{Label, Timeline},
 };
@@ -337,5 +337,9 @@ impl Device for CudaDevice {
 
     fn memory(&self) -> DeviceMemory {
         *self.shared.memory.lock()
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        self.free_and_total().ok().map(|(free, total)| DriverMemory { free, total })
     }
 }

@@ -10,9 +10,11 @@ mod planning;
 mod registration;
 mod registry;
 mod release;
+mod retry;
 mod run;
 mod share;
 mod sources;
+mod survival;
 mod sync;
 
 pub use managed::{Managed, Managing, managed};
@@ -43,6 +45,7 @@ use std::{
     },
     thread::ThreadId,
 };
+use survival::Survival;
 
 struct State<D: Device> {
     registry: Registry<D>,
@@ -61,6 +64,8 @@ struct State<D: Device> {
     changed_by: Vec<ThreadId>,
     /// The plan that is to be in force; `None`: it is yet to be made.
     next: Option<InForce>,
+    /// Who ran out of memory.
+    survival: Survival,
     /// The largest peak of the plans that were in force; what the timeline is held against.
     planned: u64,
 }
@@ -121,6 +126,7 @@ impl<D: Device> ModelManager<D> {
             current: false,
             changed_by: Vec::new(),
             next: None,
+            survival: Survival::default(),
             planned: 0,
         };
         let (id, cache) = (MANAGERS.fetch_add(1, Relaxed), LoadCache::new());

@@ -9,6 +9,7 @@ use super::{
     admission::{Answer, Id, Never, Share, Shares, Ticket},
     overrides,
     registry::Registry,
+    retry, survival,
 };
 use crate::{Device, EngineError, Result};
 use mm_plan::{ComponentPlan, Plan, Policy, Strategy};
@@ -136,7 +137,9 @@ impl<D: Device> State<D> {
             return registry.check(plan, device);
         }
         let policy = overrides::policy(&self.policy, &self.overrides, registry);
-        let plan = mm_plan::plan(&self.machine, &registry.descriptions(), &policy)?;
+        let reserves = self.survival.reserves(|id| registry.names_of(id).into_iter().map(str::to_owned).collect());
+        let mut plan = survival::plan(&self.machine, &registry.descriptions(), &policy, &reserves)?;
+        retry::explain(&mut plan, &reserves);
         let placed = plan.components.iter().filter(|c| c.same_as.is_none());
         let placements = placed.filter_map(|c| registry.id(&c.name).map(|id| (id, c.clone()))).collect();
         Ok(InForce { plan: Arc::new(plan), placements })

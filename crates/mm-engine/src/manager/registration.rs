@@ -126,6 +126,7 @@ impl<D: Device> State<D> {
     pub(super) fn retire(&mut self, id: Id) -> Option<Entry<D>> {
         let runs = self.admission.runner(id).is_some();
         let entry = self.registry.orphan(id, runs)?;
+        self.survival.forget(id);
         if !runs {
             // An error has nobody to hear it here; the device's account shows what stayed.
             let _ = self.take_off(id, &entry.module);

@@ -1,6 +1,6 @@
 //! Taking components off the device, and out of the manager.
 
-use super::{ModelManager, admission::Shares, overrides::unknown_component};
+use super::{ModelManager, admission::Shares, overrides::unknown_component, survival::Survival};
 use crate::{Device, EngineError, Module, Result};
 use mm_plan::Policy;
 use std::sync::Arc;
@@ -80,6 +80,7 @@ impl<D: Device> ModelManager<D> {
             }
             let outcome = state.take_all_off(state.admission.held().collect());
             let gone = state.registry.clear();
+            state.survival = Survival::default();
             gone.iter().for_each(|entry| entry.module.disown());
             let tuning = Policy::default();
             let policy = &mut state.policy;
