@@ -97,7 +97,8 @@ pub use device::{
 };
 pub use error::{EngineError, Result};
 pub use manager::{
-    Managed, Managing, ModelManager, Pipeline, Registration, Run, Share, SourceRegistration, StrategyOverride, managed,
+    Managed, Managing, ModelManager, Pipeline, Registration, Released, Run, Share, SourceRegistration,
+    StrategyOverride, managed,
 };
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
 pub use scope::{DeviceScope, device_scope, scoped_device, scoped_dtype};

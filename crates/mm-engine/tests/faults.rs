@@ -168,9 +168,9 @@ fn no_memory_at_any_allocation_once_twice_and_for_ever() {
             rig.finish();
         }
     }
-    // A whole with nothing beside it has nothing to give up, and what streams through two slots can give up one.
-    assert_eq!(told[0], 1, "{survived:?} survived, {told:?} told");
-    assert!(survived[1] > told[1] && survived[2] == 0, "{survived:?} survived, {told:?} told");
+    // Once may be a moment; then a whole with nothing beside it has nothing to give up.
+    assert_eq!(told[..2], [0, 1], "{survived:?} survived, {told:?} told");
+    assert!(survived[2] == 0, "{survived:?} survived, {told:?} told");
 }
 
 /// Whatever others take, from whenever on and for however long: as long as the least fits, each request is right.

@@ -112,6 +112,31 @@ impl Gpu {
         Ok((free as u64, total as u64))
     }
 
+    /// Makes the device's pool, out of which tensor libraries allocate, give up what nobody uses; what it holds of that all the
+    /// same, bytes. `None`: this device has no pool.
+    pub(super) fn trim(&self) -> Result<Option<u64>> {
+        if !self.context.has_async_alloc() {
+            return Ok(None);
+        }
+        // What was freed in the order of a stream is the pool's when the stream has come there.
+        self.settle()?;
+        // SAFETY: the device exists, because its context is alive.
+        let pool = unsafe { result::device::get_mem_pool(self.context.cu_device()) };
+        let pool = pool.map_err(|e| lost("cuDeviceGetMemPool", e))?;
+        // SAFETY: the pool is the one that the device uses.
+        unsafe { result::mem_pool::trim_to(pool, 0) }.map_err(|e| lost("cuMemPoolTrimTo", e))?;
+        let bytes = |attribute| {
+            let mut bytes = 0u64;
+            // SAFETY: as above; both attributes asked for are 64-bit numbers, for which there is a place.
+            unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }
+                .map_err(|e| lost("cuMemPoolGetAttribute", e))?;
+            Ok::<_, EngineError>(bytes)
+        };
+        let reserved = bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Ok(Some(reserved.saturating_sub(used)))
+    }
+
     /// An allocation of its own; `None` where the device has no room.
     pub(super) fn allocate(&self, bytes: u64) -> Result<Option<u64>> {
         let Ok(bytes) = usize::try_from(bytes) else { return Ok(None) };

@@ -342,4 +342,12 @@ impl Device for CudaDevice {
     fn driver_memory(&self) -> Option<DriverMemory> {
         self.free_and_total().ok().map(|(free, total)| DriverMemory { free, total })
     }
+
+    fn unfreed(&self) -> u64 {
+        self.shared.kept.lock().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn trim(&self) -> Option<u64> {
+        self.shared.gpu.trim().ok().flatten()
+    }
 }

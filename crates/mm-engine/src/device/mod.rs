@@ -92,4 +92,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn driver_memory(&self) -> Option<DriverMemory> {
         None
     }
+
+    /// Bytes that were given back, and are not free yet because nobody knows whether they are still used. They stay in the account.
+    fn unfreed(&self) -> u64 {
+        0
+    }
+
+    /// Makes the driver give up what its pools hold and nobody uses; bytes that they hold all the same. `None`: there is no pool, or it
+    /// does not answer.
+    fn trim(&self) -> Option<u64> {
+        None
+    }
 }

@@ -20,6 +20,7 @@ mod sync;
 pub use managed::{Managed, Managing, managed};
 pub use overrides::StrategyOverride;
 pub use registration::Registration;
+pub use release::Released;
 pub use run::Run;
 pub use share::Share;
 pub use sources::{Pipeline, SourceRegistration};

@@ -183,7 +183,7 @@ impl<D: Device> State<D> {
         let mut outcome = Ok(());
         for id in ids {
             if let Some(module) = self.registry.entry(id).map(|entry| entry.module.clone()) {
-                outcome = outcome.and(self.take_off(id, &module));
+                outcome = outcome.and(self.take_off(id, &module).map(drop));
             }
         }
         outcome

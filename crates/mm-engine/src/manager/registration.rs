@@ -4,6 +4,7 @@ use super::{
     ModelManager, State,
     admission::Id,
     registry::{Entry, Holder, Removed},
+    release::Released,
 };
 use crate::{Device, EngineError, Module, Result};
 use std::sync::{Arc, Weak};
@@ -136,10 +137,18 @@ impl<D: Device> State<D> {
     }
 
     /// Takes an idle component off the device.
-    pub(super) fn take_off(&mut self, id: Id, module: &Module<D>) -> Result<()> {
+    pub(super) fn take_off(&mut self, id: Id, module: &Module<D>) -> Result<Released> {
         self.admission.dropped(id);
         self.applied.remove(&id);
-        module.unload()
+        let before = module.device.unfreed();
+        let bytes = module.unload()?;
+        if bytes == 0 {
+            return Ok(Released::default());
+        }
+        let kept = module.device.unfreed().saturating_sub(before);
+        let pooled = module.device.trim();
+        let free = module.device.driver_memory().map(|memory| memory.free);
+        Ok(Released { bytes: bytes.saturating_sub(kept), kept, pooled, free })
     }
 }
 

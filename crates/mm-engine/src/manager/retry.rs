@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(super) enum Retry {
     /// Nothing is left that it could give up.
     No,
-    /// What was idle has left.
+    /// What was idle has left, or was it only a moment.
     Alone,
     /// It is planned with less than these bytes.
     Below(u64),
@@ -59,8 +59,9 @@ impl<D: Device> ModelManager<D> {
         self.gate.read(|state| state.reserves().iter().map(note).collect())
     }
 
-    pub(super) fn survive(&self, id: Id, short: u64) -> Retry {
-        self.gate.update(|state| state.survive(id, short, &self.device))
+    /// `is_there`: it may have been a moment, and no pass is lost by trying again with nothing changed.
+    pub(super) fn survive(&self, id: Id, short: u64, is_there: bool) -> Retry {
+        self.gate.update(|state| state.survive(id, short, is_there, &self.device))
     }
 }
 
@@ -73,7 +74,7 @@ impl<D: Device> Run<D> {
     pub fn out_of_memory(mut self, short: u64) -> bool {
         // The pass has an error already.
         let _ = self.end(false);
-        self.manager.survive(self.id, short) != Retry::No
+        self.manager.survive(self.id, short, false) != Retry::No
     }
 
     /// Ends the pass as complete; `false`: memory ran out in its last copies, and it may be tried again.
@@ -81,7 +82,7 @@ impl<D: Device> Run<D> {
         match self.end(true) {
             Ok(()) => Ok(true),
             Err(error) => match error.shortage() {
-                Some(short) if self.manager.survive(self.id, short) != Retry::No => Ok(false),
+                Some(short) if self.manager.survive(self.id, short, false) != Retry::No => Ok(false),
                 _ => Err(error),
             },
         }
@@ -89,7 +90,7 @@ impl<D: Device> Run<D> {
 }
 
 impl<D: Device> State<D> {
-    fn survive(&mut self, id: Id, short: u64, device: &D) -> Retry {
+    fn survive(&mut self, id: Id, short: u64, is_there: bool, device: &D) -> Retry {
         let placed = self.in_force.as_ref().and_then(|i| i.placements.get(&id)).map(|p| p.engine_bytes);
         let Some(before) = placed.filter(|_| self.registry.entry(id).is_some()) else { return Retry::No };
         let (first, idle) = (self.survival.ran_out(id), self.idle_beside(id));
@@ -97,7 +98,8 @@ impl<D: Device> State<D> {
         if self.take_all_off(idle).is_err() {
             return Retry::No;
         }
-        if first && left {
+        device.trim();
+        if first && (left || is_there) {
             return Retry::Alone;
         }
         if self.given.is_some() && self.overrides.is_empty() {

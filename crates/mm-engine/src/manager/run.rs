@@ -55,8 +55,10 @@ impl<D: Device> ModelManager<D> {
                     let Some(least) = error.shortage() else { return Err(error) };
                     drop(run);
                     let free = self.device.driver_memory().map(|memory| memory.free);
+                    // Once what it had is back.
+                    let is_there = free.is_none_or(|free| free >= placement.engine_bytes);
                     let missing = free.map_or(least, |free| placement.engine_bytes.saturating_sub(free));
-                    match self.survive(id, missing) {
+                    match self.survive(id, missing, is_there) {
                         Retry::No => return Err(error),
                         retry => short = Some((error, retry)),
                     }
@@ -197,7 +199,7 @@ impl<D: Device> Run<D> {
             }
             // What could not be loaded has given back what it had; here it is only written down.
             let leaves = gone.is_some() || stage == Stage::Loading;
-            let left = if leaves { state.take_off(self.id, &self.module) } else { Ok(()) };
+            let left = if leaves { state.take_off(self.id, &self.module).map(drop) } else { Ok(()) };
             (outcome.and(left), gone)
         });
         // What the module holds may take the lock when it is dropped.
