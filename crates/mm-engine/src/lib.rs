@@ -57,18 +57,21 @@
 //!    the order of groups is learned (`tests/pass.rs`, `tests/timeline.rs`).
 //! 4. **Faults**: whichever call of the device fails, once or for ever, the error is told or the run is right, nothing leaks, and the
 //!    next run is right (`tests/faults.rs`).
-//! 5. **No hang**: threads whose components fit the device together run beside each other, others in turn, and nobody is put off for
+//! 5. **Out of memory is survived**: in loading, a copy or computing. Idle components leave, residents become streamed, slots go, and the
+//!    pass is tried again with the same bytes; what was given up comes back. As long as the least fits, whatever others take, each
+//!    request is right (`tests/faults.rs`, `tests/laws/survival.rs`; the rules alone in `tests/survival.rs`).
+//! 6. **No hang**: threads whose components fit the device together run beside each other, others in turn, and nobody is put off for
 //!    ever; too many leases, a run inside itself, and whatever could only be waited for without end are [`EngineError::Misuse`] at
 //!    once (`tests/laws/concurrency.rs`; the rules alone against every order in `tests/admission.rs`, the waiting under a checker of schedules
 //!    in `tests/schedules.rs`). A [`Run`] that was forgotten keeps other threads out of its component.
-//! 6. **A plan is run exactly or refused** with the place where it differs (`tests/laws/plans.rs`). Another plan is put in force whole or not
+//! 7. **A plan is run exactly or refused** with the place where it differs (`tests/laws/plans.rs`). Another plan is put in force whole or not
 //!    at all, and touches only what it places differently (`tests/laws/{transitions,overrides}.rs`).
-//! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
+//! 8. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
-//! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
-//! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//! 9. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
+//! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
 //!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
-//! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//! 11. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]
 

@@ -208,6 +208,33 @@ fn a_panic_in_a_pass_that_is_tried_again_leaves_the_next_right() {
     rig.finish();
 }
 
+/// Whoever gives a pass up, before memory ran out or after, leaves nothing behind.
+#[test]
+fn a_pass_given_up_at_any_group_leaves_the_next_right() {
+    for bad in [false, true] {
+        for given_up in 0..10 {
+            let rig = pair(Strategy::Auto);
+            if bad {
+                let mut left = 2;
+                survive(&rig, |_| {
+                    left -= 1;
+                    left < 0
+                })
+                .0
+                .unwrap();
+            }
+            let run = rig.begin(1).unwrap();
+            rig.lease_each(1, 0..given_up).unwrap();
+            let lease = rig.modules[1].lease(given_up).unwrap();
+            drop(run);
+            drop(lease);
+            rig.pass(1, 0..10).unwrap();
+            rig.pass(0, 0..8).unwrap();
+            rig.finish();
+        }
+    }
+}
+
 #[test]
 fn what_this_thread_runs_around_it_stays() {
     let beside = |name: &'static str, blocks: usize| Shape { phase: Some(0), ..even(name, blocks) };
