@@ -230,9 +230,9 @@ impl<D: Device> Module<D> {
         Ok(())
     }
 
-    /// Takes everything off the device; reports the first thing that went wrong, after all was tried.
-    pub(crate) fn unload(&self) -> Result<()> {
-        self.placement.lock().take().map_or(Ok(()), |(_, placement)| placement.unload(self))
+    /// Takes everything off the device; the bytes, or the first thing that went wrong, after all was tried.
+    pub(crate) fn unload(&self) -> Result<u64> {
+        self.placement.lock().take().map_or(Ok(0), |(_, placement)| placement.unload(self))
     }
 
     pub(crate) fn begin_pass(&self) {

@@ -111,13 +111,17 @@ impl<D: Device> Placement<D> {
         outcome
     }
 
-    /// Gives everything back; reports the first error after all was tried.
-    pub(crate) fn unload(mut self, module: &Module<D>) -> Result<()> {
-        let mut outcome = self.deferred.take().map_or(Ok(()), Err);
-        outcome = outcome.and(self.slots.free(module));
+    /// Gives everything back; the bytes, or the first error after all was tried.
+    pub(crate) fn unload(mut self, module: &Module<D>) -> Result<u64> {
+        let deferred = self.deferred.take().map_or(Ok(()), Err);
+        let slots = self.slots.free(module);
+        let mut outcome = deferred.and(slots);
         for (place, slab) in self.placed.drain(..) {
             match module.homes.take(place, slab) {
-                Ok(buffer) => module.device.free(buffer),
+                Ok(buffer) => {
+                    module.device.free(buffer);
+                    outcome = outcome.map(|bytes| bytes + module.entry(place).slabs[slab].bytes());
+                }
                 Err(reason) => outcome = outcome.and(Err(EngineError::Internal(reason))),
             }
         }

@@ -1,7 +1,7 @@
 //! This driver's own entry points: settings and counters.
 
 use crate::{
-    driver::{Code, HOST_WAITS, lock},
+    driver::{Code, HOST_WAITS, Pool, lock},
     nvtx::RANGES,
 };
 
@@ -15,6 +15,26 @@ extern "C" fn mm_fake_cuda_seed(seed: u64) {
 #[unsafe(no_mangle)]
 extern "C" fn mm_fake_cuda_capacity(bytes: u64) {
     lock().capacity = bytes;
+}
+
+/// Of the allocations from now on, `count` after the first `after` find so many bytes taken by others.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_others(after: u64, count: u64, bytes: u64) {
+    let mut driver = lock();
+    (driver.asked, driver.others) = (0, (after, count, bytes));
+    driver.taken = driver.taken_now();
+}
+
+/// Allocations on devices asked for since the last `mm_fake_cuda_others`.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_asked() -> u64 {
+    lock().asked
+}
+
+/// What the pool of each device holds, of it what somebody uses, and what it does not give up though nobody does. Bytes.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_pool(held: u64, used: u64, stuck: u64) {
+    lock().pool = Pool { held, used, stuck };
 }
 
 /// How much may be page-locked, bytes.

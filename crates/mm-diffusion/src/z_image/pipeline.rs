@@ -113,7 +113,8 @@ impl ZImage {
         let mut embeds = Vec::with_capacity(2);
         let prompts: Vec<_> = [Some(&ids), negative_ids.as_ref()].into_iter().flatten().collect();
         for (pass, ids) in (1..).zip(&prompts) {
-            embeds.push(self.text_encoder.run(|encoder| encoder.forward(ids)).map_err(in_component(TEXT_ENCODER))?);
+            embeds
+                .push(self.text_encoder.run_again(|encoder| encoder.forward(ids)).map_err(in_component(TEXT_ENCODER))?);
             observe(Progress { component: TEXT_ENCODER, pass, passes: prompts.len() as u32 });
         }
 
@@ -146,7 +147,7 @@ impl ZImage {
         }
 
         let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents);
-        let image = self.vae.run(decode).map_err(in_component(VAE))?;
+        let image = self.vae.run_again(decode).map_err(in_component(VAE))?;
         observe(Progress { component: VAE, pass: 1, passes: 1 });
         if let Some(trace) = &mut trace {
             trace.add("latents", Tensor::stack(&steps, 0)?);
@@ -156,7 +157,7 @@ impl ZImage {
     }
 
     fn transform(&self, latents: &Tensor, t: f32, captions: &[Tensor]) -> Result<Tensor, Error> {
-        self.transformer.run(|m| m.forward(latents, t, captions)).map_err(in_component(TRANSFORMER))
+        self.transformer.run_again(|m| m.forward(latents, t, captions)).map_err(in_component(TRANSFORMER))
     }
 
     /// Checks what can be checked without computing.

@@ -11,7 +11,7 @@ pub use source::CudaSource;
 
 use crate::{
     EngineError, HostSource, Result, Slab,
-    device::{CopyFailed, Device, DeviceMemory},
+    device::{CopyFailed, Device, DeviceMemory, DriverMemory},
     slab::ALIGN,
     timeline::{Kind, Label, Timeline},
 };
@@ -396,5 +396,17 @@ impl Device for CudaDevice {
 
     fn memory(&self) -> DeviceMemory {
         *self.shared.memory.lock()
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        self.free_and_total().ok().map(|(free, total)| DriverMemory { free, total })
+    }
+
+    fn unfreed(&self) -> u64 {
+        self.shared.kept.lock().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn trim(&self) -> Option<u64> {
+        self.shared.gpu.trim().ok().flatten()
     }
 }

@@ -26,6 +26,15 @@ pub struct DeviceMemory {
     pub allocations: u64,
 }
 
+/// Device memory as its driver sees it, whoever uses it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverMemory {
+    /// Free now.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
+}
+
 /// A copy that failed. It gives its destination back, so that nothing is lost.
 pub struct CopyFailed<B> {
     /// The destination; `None` where the device lost it.
@@ -104,4 +113,20 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// Memory as counted at each allocation.
     fn memory(&self) -> DeviceMemory;
+
+    /// Memory as the driver sees it; `None`: there is no driver that counts, or it does not answer.
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        None
+    }
+
+    /// Bytes that were given back, and are not free yet because nobody knows whether they are still used. They stay in the account.
+    fn unfreed(&self) -> u64 {
+        0
+    }
+
+    /// Makes the driver give up what its pools hold and nobody uses; bytes that they hold all the same. `None`: there is no pool, or it
+    /// does not answer.
+    fn trim(&self) -> Option<u64> {
+        None
+    }
 }

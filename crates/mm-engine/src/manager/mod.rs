@@ -11,14 +11,17 @@ mod planning;
 mod registration;
 mod registry;
 mod release;
+mod retry;
 mod run;
 mod share;
 mod sources;
+mod survival;
 mod sync;
 
 pub use managed::{Managed, Managing, managed};
 pub use overrides::StrategyOverride;
 pub use registration::Registration;
+pub use release::Released;
 pub use run::Run;
 pub use share::Share;
 pub use sources::{Pipeline, SourceRegistration};
@@ -45,6 +48,7 @@ use std::{
     },
     thread::ThreadId,
 };
+use survival::Survival;
 
 struct State<D: Device> {
     registry: Registry<D>,
@@ -63,6 +67,8 @@ struct State<D: Device> {
     changed_by: Vec<ThreadId>,
     /// The plan that is to be in force; `None`: it is yet to be made.
     next: Option<InForce>,
+    /// Who ran out of memory.
+    survival: Survival,
     /// The largest peak of the plans that were in force; what the timeline is held against.
     planned: u64,
     calibration: Option<Arc<Session>>,
@@ -129,6 +135,7 @@ impl<D: Device> ModelManager<D> {
             current: false,
             changed_by: Vec::new(),
             next: None,
+            survival: Survival::default(),
             planned: 0,
             calibration: None,
             free: None,

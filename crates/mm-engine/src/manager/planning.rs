@@ -9,6 +9,7 @@ use super::{
     admission::{Answer, Id, Never, Share, Shares, Ticket},
     calibrating, overrides,
     registry::Registry,
+    retry, survival,
 };
 use crate::{Device, EngineError, Result, calibrate::Figures};
 use mm_plan::{Component, ComponentPlan, Machine, Plan, Policy, Strategy};
@@ -153,7 +154,9 @@ impl<D: Device> State<D> {
         components: &[Component],
     ) -> Result<InForce> {
         let policy = overrides::policy(&self.policy, &self.overrides, registry);
-        let plan = mm_plan::plan(machine, components, &policy)?;
+        let reserves = self.survival.reserves(|id| registry.names_of(id).into_iter().map(str::to_owned).collect());
+        let mut plan = survival::plan(machine, components, &policy, &reserves)?;
+        retry::explain(&mut plan, &reserves);
         let placed = plan.components.iter().filter(|c| c.same_as.is_none());
         let placements = placed.filter_map(|c| registry.id(&c.name).map(|id| (id, c.clone()))).collect();
         Ok(InForce { plan: Arc::new(plan), placements })
@@ -199,7 +202,7 @@ impl<D: Device> State<D> {
         let mut outcome = Ok(());
         for id in ids {
             if let Some(module) = self.registry.entry(id).map(|entry| entry.module.clone()) {
-                outcome = outcome.and(self.take_off(id, &module));
+                outcome = outcome.and(self.take_off(id, &module).map(drop));
             }
         }
         outcome

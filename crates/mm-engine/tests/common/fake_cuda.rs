@@ -4,7 +4,9 @@
 use super::TestDevice;
 use libloading::Library;
 use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
-use mm_engine::{Device, DeviceMemory, EngineError, Result, Slab, timeline::Kind, timeline::Label, timeline::Timeline};
+use mm_engine::{
+    Device, DeviceMemory, DriverMemory, EngineError, Result, Slab, timeline::Kind, timeline::Label, timeline::Timeline,
+};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use std::{
@@ -55,6 +57,15 @@ impl Driver {
     entry!(
         /// Whether (1) copies from memory that is not page-locked are meant.
         pageable(meant: u32)
+    );
+    entry!(
+        /// Of the allocations from now on, `count` after the first `after` find so many bytes taken by others.
+        others(after: u64, count: u64, bytes: u64)
+    );
+    entry!(asked() -> u64);
+    entry!(
+        /// What the pool holds, of it what somebody uses, and what it does not give up though nobody does.
+        pool(held: u64, used: u64, stuck: u64)
     );
     entry!(
         /// The call that fails, from now on, with which code, and (1) whether all after it do.
@@ -239,6 +250,18 @@ impl Device for FakeCuda {
 
     fn memory(&self) -> DeviceMemory {
         self.cuda.memory()
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        self.cuda.driver_memory()
+    }
+
+    fn unfreed(&self) -> u64 {
+        self.cuda.unfreed()
+    }
+
+    fn trim(&self) -> Option<u64> {
+        self.cuda.trim()
     }
 }
 

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use safetensors::Dtype;
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -263,6 +264,17 @@ impl<D: TestDevice> Rig<D> {
         let outcome = outcome.and_then(|()| run.complete());
         self.device.set_frozen(false);
         outcome
+    }
+
+    /// As [`Rig::pass`]; where memory runs out it is tried again.
+    pub fn steady_pass(&self, module: usize, groups: Range<usize>) -> Result<(), EngineError> {
+        let pass = || {
+            self.device.set_frozen(true);
+            let outcome = self.lease_each(module, groups.clone());
+            self.device.set_frozen(false);
+            outcome
+        };
+        self.manager.run(&self.modules[module], pass, EngineError::shortage)
     }
 
     pub fn lease_each(&self, module: usize, groups: impl IntoIterator<Item = usize>) -> Result<(), EngineError> {
