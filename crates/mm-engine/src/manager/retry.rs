@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub(super) enum Retry {
     /// Nothing is left that it could give up.
     No,
-    /// What was idle has left, or was it only a moment.
+    /// What is idle leaves, or it was only a moment.
     Alone,
     /// It is planned with less than these bytes.
     Below(u64),
@@ -93,13 +93,10 @@ impl<D: Device> State<D> {
     fn survive(&mut self, id: Id, short: u64, is_there: bool, device: &D) -> Retry {
         let placed = self.in_force.as_ref().and_then(|i| i.placements.get(&id)).map(|p| p.engine_bytes);
         let Some(before) = placed.filter(|_| self.registry.entry(id).is_some()) else { return Retry::No };
-        let (first, idle) = (self.survival.ran_out(id), self.idle_beside(id));
-        let left = !idle.is_empty();
-        if self.take_all_off(idle).is_err() {
-            return Retry::No;
-        }
+        // What is idle leaves when this one is let in again.
+        let first = self.survival.ran_out(id);
         device.trim();
-        if first && (left || is_there) {
+        if first && (is_there || !self.idle_beside(id).is_empty()) {
             return Retry::Alone;
         }
         if self.given.is_some() && self.overrides.is_empty() {

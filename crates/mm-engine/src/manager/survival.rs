@@ -166,7 +166,8 @@ pub(super) fn plan(
             let Some((ceiling, engine)) = ceilings.get(component.name.as_str()) else { return component.clone() };
             let known = component.activation.filter(|activation| activation.basis != Basis::Unknown);
             let ceiling = ceiling.saturating_add(more).min(*engine);
-            let bytes = usable.saturating_sub(ceiling).max(known.map_or(0, |known| known.bytes));
+            // No less than what is known: the plan that the ceiling lies under leaves that free.
+            let bytes = usable.saturating_sub(ceiling);
             let basis = known.map_or(Basis::Estimated, |known| known.basis);
             Component { activation: Some(Activation { bytes, basis }), ..component.clone() }
         };
