@@ -63,8 +63,10 @@
 //! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
 //! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
-//! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
-//!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//! 9. **As planned**: on a virtual clock, whatever the planner makes of 10,000 generated machines and models, each copy and each
+//!    compute starts and ends at the nanosecond that `mm_plan::simulate` says (`tests/simulated`).
+//! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
 #![deny(unsafe_code)]
 
 mod cast;

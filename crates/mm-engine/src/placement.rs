@@ -12,6 +12,9 @@ pub(crate) struct Placement<D: Device> {
     slots: Slots<D>,
     order: Order,
     active: bool,
+    passes: u32,
+    /// The pass after which it is expected to leave the device: the last of a request, where the plan does not keep it.
+    last: Option<u32>,
     /// The first error of a call that could not return it; the next call reports it.
     deferred: Option<EngineError>,
 }
@@ -27,8 +30,16 @@ impl<D: Device> Placement<D> {
         }
         let streamed: Vec<usize> = (0..resident.len()).filter(|g| !resident[*g]).collect();
         let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
-        let mut placement =
-            Self { placed: Vec::new(), order: Order::new(streamed), resident, slots, active: false, deferred: None };
+        let mut placement = Self {
+            placed: Vec::new(),
+            order: Order::new(streamed),
+            resident,
+            slots,
+            active: false,
+            passes: 0,
+            last: (!plan.keep).then_some(module.description().passes),
+            deferred: None,
+        };
         match placement.fill(module) {
             Ok(()) => {
                 placement.prefetch(module);
@@ -101,13 +112,18 @@ impl<D: Device> Placement<D> {
 
     pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
         self.active = true;
+        self.passes = self.passes.saturating_add(1);
+        // Copies for a pass that never comes would hold up the component that comes instead.
+        self.order.begin_pass(self.last == Some(self.passes));
         self.prefetch(module);
     }
 
     pub(crate) fn end_pass(&mut self, module: &Module<D>, complete: bool) -> Result<()> {
         self.active = false;
         self.order.end_pass(complete);
-        self.prefetch(module);
+        if self.last != Some(self.passes) {
+            self.prefetch(module);
+        }
         self.deferred.take().map_or(Ok(()), Err)
     }
 

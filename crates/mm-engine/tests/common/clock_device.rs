@@ -1,5 +1,5 @@
 //! A device on which time is counted, not spent: one copy lane, one compute stream and one staging lane, each in order, and a
-//! host that is never held up by them during a pass. Memory is sizes only, so that it may be larger than any machine's.
+//! host that is never held up by them during a pass; or a device that is host memory, where the host computes itself. Memory is sizes only, so that it may be larger than any machine's.
 //!
 //! What each lane takes is computed here from the machine's links, as the planner documents them, and shares no code with it.
 
@@ -199,6 +199,9 @@ impl ClockDevice {
         inner.compute = start + Time::from(takes);
         let end = inner.compute;
         inner.log(Lane::Compute, Some(group), start, end);
+        if self.rates.on_host {
+            inner.host = end;
+        }
     }
 
     pub(crate) fn mark_used(&self, buffer: &mut ClockBuffer) {
@@ -312,12 +315,15 @@ impl Device for ClockDevice {
         let mut inner = self.inner.lock();
         inner.in_flight -= 1;
         inner.compute = inner.compute.max(copy.end);
+        if self.rates.on_host {
+            inner.host = inner.host.max(inner.compute);
+        }
         Ok(copy.into)
     }
 
-    fn is_done(&self, _: &ClockCopy) -> bool {
-        // Compute waits, never the host.
-        true
+    fn is_done(&self, copy: &ClockCopy) -> bool {
+        // With a stream of its own compute waits, never the host.
+        !self.rates.on_host || self.inner.lock().host >= copy.end
     }
 
     fn host_tiers(&self) -> &'static [HostTier] {

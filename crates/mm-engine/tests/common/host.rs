@@ -59,7 +59,7 @@ pub fn component(device: &Arc<HostDevice>, timeline: &Arc<Timeline>, blocks: u16
     let spec = ModuleSpec {
         name: "transformer".to_owned(),
         phase: None,
-        passes: 1,
+        passes: 28,
         rest: Vec::new(),
         stacks: vec![StackSpec { name: "layers".to_owned(), groups: (0..blocks).map(block).collect() }],
         homes: Box::new(shelf.clone()),
