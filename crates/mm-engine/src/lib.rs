@@ -80,6 +80,7 @@ mod order;
 mod placement;
 mod slab;
 mod slots;
+mod sync;
 pub mod timeline;
 
 #[cfg(test)]

@@ -4,14 +4,11 @@ use crate::{
     Device, EngineError, Result, Slab,
     device::CopyFailed,
     placement::Placement,
+    sync::{AtomicU64, Mutex, Relaxed},
     timeline::{Kind, Label, Timeline},
 };
 use mm_plan::{Component, ComponentPlan, Granularity, Group, Slab as SlabSize, Stack};
-use parking_lot::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 /// Which part of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
