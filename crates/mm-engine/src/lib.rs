@@ -95,6 +95,7 @@ mod scope;
 mod slab;
 mod slots;
 mod source;
+mod sync;
 mod tiers;
 pub mod timeline;
 

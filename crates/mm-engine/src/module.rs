@@ -4,17 +4,12 @@ use crate::{
     Device, EngineError, Result, Slab,
     device::CopyFailed,
     placement::Placement,
+    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release},
     timeline::{Kind, Label, Timeline},
 };
 use mm_plan::{Component, ComponentPlan, Granularity, Group, Slab as SlabSize, Stack};
-use parking_lot::{Mutex, RwLock};
-use std::sync::{
-    Arc,
-    atomic::{
-        AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
-    },
-};
+use parking_lot::RwLock;
+use std::sync::Arc;
 
 /// Which part of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
