@@ -70,7 +70,7 @@
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
 //! 9. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
 //! 10. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
-//!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
 //! 11. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 #![deny(unsafe_code)]

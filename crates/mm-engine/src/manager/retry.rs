@@ -95,7 +95,6 @@ impl<D: Device> State<D> {
         let Some(before) = placed.filter(|_| self.registry.entry(id).is_some()) else { return Retry::No };
         // What is idle leaves when this one is let in again.
         let first = self.survival.ran_out(id);
-        device.trim();
         if first && (is_there || !self.idle_beside(id).is_empty()) {
             return Retry::Alone;
         }
