@@ -335,7 +335,7 @@ fn pools_give_up_what_nobody_uses() {
     let planned = rig.manager.apply().unwrap();
     let own = planned.component("transformer").unwrap().engine_bytes;
     driver().capacity(own + 1_000);
-    driver().pool(1_000, 300, 200);
+    driver().pool(1_500, 300, 200);
     rig.steady_pass(1, 0..4).unwrap();
     assert_eq!(rig.device.memory().in_use, own, "nothing was demoted");
     driver().pool(1_000, 300, 200);

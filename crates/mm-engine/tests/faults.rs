@@ -232,3 +232,20 @@ fn less_than_the_least_is_told() {
     rig.steady_pass(1, 0..5).unwrap();
     rig.finish();
 }
+
+/// Inside a run whose component would have to change too nothing smaller can be put in force: that is noticed at once.
+#[test]
+fn inside_a_run_that_is_in_the_way_it_is_told_at_once() {
+    let beside = |name: &'static str, blocks: usize| Shape { phase: Some(0), ..even(name, blocks) };
+    let rig = Rig::new(ROOMY, 1, Strategy::Auto, &[beside("text_encoder", 8), beside("transformer", 8)]);
+    let around = rig.begin(0).unwrap();
+    rig.device.set_others(Others { after: 0, count: u64::MAX, bytes: u64::MAX });
+    assert!(matches!(rig.steady_pass(1, 0..8), Err(EngineError::NotNow { .. })));
+    let tried = rig.device.asked();
+    assert!(tried <= 3, "{tried} times");
+    rig.device.set_others(Others::default());
+    rig.lease_each(0, 0..8).unwrap();
+    around.complete().unwrap();
+    rig.steady_pass(1, 0..8).unwrap();
+    rig.finish();
+}

@@ -66,8 +66,8 @@ impl<D: Device> ModelManager<D> {
 }
 
 impl<D: Device> Run<D> {
-    /// The pass ran out of memory, `short` bytes of it (zero: not known), and is over. What is idle leaves the device, or, if that is
-    /// not enough, the component is planned with less from now on. `true`: begin it again, there is more room.
+    /// The pass ran out of memory, `short` bytes of it (zero: not known), and is over. What is idle leaves the device when the component
+    /// is begun again, or, if that was not enough, it is planned with less. `true`: begin it again, there is more room then.
     ///
     /// After a number of good passes what was given up comes back.
     #[must_use]
@@ -95,7 +95,6 @@ impl<D: Device> State<D> {
         let Some(before) = placed.filter(|_| self.registry.entry(id).is_some()) else { return Retry::No };
         // What is idle leaves when this one is let in again.
         let first = self.survival.ran_out(id);
-        device.trim();
         if first && (is_there || !self.idle_beside(id).is_empty()) {
             return Retry::Alone;
         }

@@ -54,8 +54,9 @@ impl<D: Device> ModelManager<D> {
                 Err(error) => {
                     let Some(least) = error.shortage() else { return Err(error) };
                     drop(run);
+                    // Once what it had is back, and what pools hold for nobody.
+                    self.device.trim();
                     let free = self.device.driver_memory().map(|memory| memory.free);
-                    // Once what it had is back.
                     let is_there = free.is_none_or(|free| free >= placement.engine_bytes);
                     let missing = free.map_or(least, |free| placement.engine_bytes.saturating_sub(free));
                     match self.survive(id, missing, is_there) {
