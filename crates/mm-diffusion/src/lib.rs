@@ -29,24 +29,38 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod clip;
 mod describe;
 mod error;
+mod flux;
 mod folder;
+#[cfg(test)]
+mod invented;
 mod latents;
+mod layers;
 mod load;
 mod managed;
+mod padded;
+mod part;
+mod pipeline;
 mod qwen3;
 mod request;
+mod rope;
 mod scheduler;
+mod size;
+mod t5;
 mod template;
 mod tokenizer;
 mod trace;
+mod vae;
 mod z_image;
 
 pub use describe::describe;
 pub use error::Error;
+pub use flux::Flux;
 pub use folder::Folder;
 pub use load::{LoadOptions, Loader, Passes, Unmanaged};
+pub use pipeline::Pipeline;
 pub use request::{Generated, Progress, Request};
 pub use scheduler::{Schedule, Scheduler};
 pub use tokenizer::Tokenizer;

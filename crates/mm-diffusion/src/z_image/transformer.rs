@@ -2,10 +2,14 @@
 
 use super::{
     block::{Block, Context},
-    config::{Config, PATCH},
-    rope::{Position, Rope, Table},
+    config::Config,
 };
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use crate::{
+    layers::layer_norm,
+    rope::{Position, Rope, Table},
+    size::PATCH,
+};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, RmsNorm, VarBuilder, linear, rms_norm};
 use mm_candle::Blocks;
 
@@ -105,7 +109,7 @@ impl Transformer {
 
         let x = x.narrow(1, 0, rows * columns)?;
         let scale = (self.scale.forward(&timestep.silu()?)? + 1.0)?.unsqueeze(1)?;
-        let x = self.out.forward(&layer_norm(&x)?.broadcast_mul(&scale)?)?;
+        let x = self.out.forward(&layer_norm(&x, FINAL_NORM_EPS)?.broadcast_mul(&scale)?)?;
         unpatchify(&x, channels, rows, columns)?.to_dtype(DType::F32)
     }
 
@@ -190,12 +194,4 @@ fn unpatchify(x: &Tensor, channels: usize, rows: usize, columns: usize) -> Resul
     let batch = x.dim(0)?;
     let x = x.contiguous()?.reshape(&[batch, rows, columns, PATCH, PATCH, channels][..])?;
     x.permute(vec![0, 5, 1, 3, 2, 4])?.reshape((batch, channels, rows * PATCH, columns * PATCH))
-}
-
-/// Without weights, computed in f32.
-fn layer_norm(x: &Tensor) -> Result<Tensor> {
-    let x32 = x.to_dtype(DType::F32)?;
-    let centred = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + FINAL_NORM_EPS)?.sqrt()?)?.to_dtype(x.dtype())
 }

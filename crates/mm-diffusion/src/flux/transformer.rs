@@ -1,0 +1,157 @@
+//! `FluxTransformer2DModel`: a stack of double blocks, then a stack of single ones.
+
+use super::{
+    block::{Context, DoubleBlock, SingleBlock, modulate},
+    config::Config,
+    weights::{Names, modulation},
+};
+use crate::{
+    rope::{Position, Rope},
+    size::PATCH,
+};
+use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_nn::{Linear, VarBuilder, linear};
+use mm_candle::Blocks;
+
+/// Width of the sinusoids of timestep and guidance.
+const SINUSOIDS: usize = 256;
+const LONGEST_PERIOD: f64 = 10_000.0;
+
+/// What a timestep and a guidance of 1 are to the sinusoids.
+const TIME_FACTOR: f64 = 1000.0;
+
+/// Of the positions; the same in every checkpoint.
+const THETA: f64 = 10_000.0;
+
+pub(crate) struct Transformer {
+    rope: Rope,
+    image: Linear,
+    text: Linear,
+    timestep: Embedder,
+    guidance: Option<Embedder>,
+    pooled: Embedder,
+    double: Blocks<DoubleBlock>,
+    single: Blocks<SingleBlock>,
+    modulation: Linear,
+    /// Whether the last modulation has its shift before its scale.
+    shift_first: bool,
+    out: Linear,
+    dtype: DType,
+}
+
+impl Transformer {
+    pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
+        let (names, width) = (Names::of(&vb), config.width());
+        let embedder =
+            |input, diffusers, original| Embedder::new(input, width, names, &vb.pp(names.pick(diffusers, original)));
+        let guidance = || embedder(SINUSOIDS, "time_text_embed.guidance_embedder", "guidance_in");
+        let layer = |input, output, diffusers, original| linear(input, output, vb.pp(names.pick(diffusers, original)));
+        Ok(Self {
+            rope: Rope::single(THETA, &config.axes_dims_rope),
+            image: layer(config.in_channels, width, "x_embedder", "img_in")?,
+            text: layer(config.joint_attention_dim, width, "context_embedder", "txt_in")?,
+            timestep: embedder(SINUSOIDS, "time_text_embed.timestep_embedder", "time_in")?,
+            guidance: config.guidance_embeds.then(guidance).transpose()?,
+            pooled: embedder(config.pooled_projection_dim, "time_text_embed.text_embedder", "vector_in")?,
+            double: Blocks::load(
+                &vb,
+                names.pick("transformer_blocks", "double_blocks"),
+                config.num_layers,
+                |_, vb| DoubleBlock::new(config, names, &vb),
+            )?,
+            single: Blocks::load(
+                &vb,
+                names.pick("single_transformer_blocks", "single_blocks"),
+                config.num_single_layers,
+                |_, vb| SingleBlock::new(config, names, &vb),
+            )?,
+            modulation: layer(width, 2 * width, "norm_out.linear", "final_layer.adaLN_modulation.1")?,
+            shift_first: names == Names::Original,
+            out: layer(width, config.in_channels, "proj_out", "final_layer.linear")?,
+            dtype: vb.dtype(),
+        })
+    }
+
+    /// Latents `[1, channels, height, width]` at time `t` (1 noise, 0 image) towards a prompt: `text` is
+    /// `[1, tokens, width]`, `pooled` `[1, width]`. Returns the shape of the latents, in f32. Where the checkpoint has no
+    /// use for guidance it is not looked at.
+    pub(crate) fn forward(
+        &self,
+        latents: &Tensor,
+        t: f32,
+        guidance: f32,
+        text: &Tensor,
+        pooled: &Tensor,
+    ) -> Result<Tensor> {
+        let (_, channels, height, width) = latents.dims4()?;
+        let (rows, columns) = (height / PATCH, width / PATCH);
+        let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;
+        let mut image = self.image.forward(&pack(&latents.to_dtype(self.dtype)?)?)?;
+        let conditioning = self.condition(t, guidance, pooled)?.silu()?;
+        let tokens = text.dim(1)?;
+        let grid = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
+        let positions: Vec<Position> = std::iter::repeat_n([0; 3], tokens).chain(grid).collect();
+        let rope = self.rope.table(&[positions])?;
+        let context = Context { rope: &rope, conditioning: &conditioning };
+
+        for block in self.double.iter() {
+            (image, text) = block?.forward(&image, &text, &context)?;
+        }
+        let mut both = Tensor::cat(&[&text, &image], 1)?;
+        for block in self.single.iter() {
+            both = block?.forward(&both, &context)?;
+        }
+        let image = both.narrow(1, tokens, rows * columns)?;
+        let [first, second] = modulation(&self.modulation, &conditioning)?;
+        let (shift, scale) = if self.shift_first { (first, second) } else { (second, first) };
+        let image = self.out.forward(&modulate(&image, &shift, &scale)?)?;
+        unpack(&image, channels, rows, columns)?.to_dtype(DType::F32)
+    }
+
+    /// What modulates all blocks, `[1, width]`.
+    fn condition(&self, t: f32, guidance: f32, pooled: &Tensor) -> Result<Tensor> {
+        let mut sum = self.timestep.forward(&sinusoids(t, self.dtype)?)?;
+        if let Some(embedder) = &self.guidance {
+            sum = (sum + embedder.forward(&sinusoids(guidance, self.dtype)?)?)?;
+        }
+        sum + self.pooled.forward(&pooled.to_dtype(self.dtype)?)?
+    }
+}
+
+/// Two layers.
+struct Embedder(Linear, Linear);
+
+impl Embedder {
+    fn new(input: usize, width: usize, names: Names, vb: &VarBuilder<'_>) -> Result<Self> {
+        let (first, second) = names.layers();
+        Ok(Self(linear(input, width, vb.pp(first))?, linear(width, width, vb.pp(second))?))
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.1.forward(&self.0.forward(x)?.silu()?)
+    }
+}
+
+/// `[1, width]`. The value is rounded to the compute dtype, as in the reference; the sinusoids are computed in f32.
+fn sinusoids(value: f32, dtype: DType) -> Result<Tensor> {
+    let half = SINUSOIDS / 2;
+    let value = (Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)? * TIME_FACTOR)?.to_dtype(DType::F32)?;
+    let steps = Tensor::arange(0, half as u32, &Device::Cpu)?.to_dtype(DType::F32)?;
+    let frequencies = (steps * (-LONGEST_PERIOD.ln() / half as f64))?.exp()?;
+    let angles = value.unsqueeze(1)?.broadcast_mul(&frequencies.unsqueeze(0)?)?;
+    Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)?.to_dtype(dtype)
+}
+
+/// `[1, channels, height, width]` to `[1, patches, channels * values of a patch]`.
+fn pack(latents: &Tensor) -> Result<Tensor> {
+    let (_, channels, height, width) = latents.dims4()?;
+    let (rows, columns) = (height / PATCH, width / PATCH);
+    let x = latents.reshape((channels, rows, PATCH, columns, PATCH))?;
+    x.permute((1, 3, 0, 2, 4))?.reshape((1, rows * columns, channels * PATCH * PATCH))
+}
+
+/// The way back.
+fn unpack(x: &Tensor, channels: usize, rows: usize, columns: usize) -> Result<Tensor> {
+    let x = x.contiguous()?.reshape((rows, columns, channels, PATCH, PATCH))?;
+    x.permute((2, 0, 3, 1, 4))?.reshape((1, channels, rows * PATCH, columns * PATCH))
+}
