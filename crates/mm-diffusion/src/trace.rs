@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Tensors by name: `input_ids`, `prompt_embeds`, `negative_prompt_embeds`, `initial_latents`,
-/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; FLUX.1's `input_ids_2`, `pooled_prompt_embeds`.
+/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; other families' `input_ids_2`, `input_ids_3`, `pooled_prompt_embeds`.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// The tensors.

@@ -58,6 +58,11 @@ impl Config {
         Ok((config, file))
     }
 
+    /// How many there are, and how wide.
+    pub(crate) const fn heads(&self) -> (usize, usize) {
+        (self.num_attention_heads, self.attention_head_dim)
+    }
+
     pub(crate) const fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
     }

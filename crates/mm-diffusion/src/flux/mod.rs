@@ -6,6 +6,5 @@ mod pipeline;
 #[cfg(test)]
 mod tests;
 mod transformer;
-mod weights;
 
 pub use pipeline::Flux;

@@ -13,7 +13,7 @@ use crate::{
     vae,
 };
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::{clip::text_model::ClipTextTransformer, z_image::vae::Decoder};
+use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::Component;
 use mm_probe::Library;
 
@@ -33,7 +33,7 @@ pub struct Flux {
     tokenizer: PaddedTokenizer,
     tokenizer_2: PaddedTokenizer,
     scheduler: Scheduler,
-    text_encoder: Component<ClipTextTransformer>,
+    text_encoder: Component<clip::Encoder>,
     clip_config: clip::Config,
     text_encoder_2: Component<t5::Encoder>,
     t5_config: t5::Config,
@@ -62,7 +62,7 @@ impl Flux {
 
         check_dtype(options)?;
         let scheduler = Scheduler::open(folder)?;
-        let clip_config = clip::Config::open(folder, TEXT_ENCODER)?;
+        let clip_config = clip::Config::open(folder, TEXT_ENCODER, false)?;
         let t5_config = t5::Config::open(folder, TEXT_ENCODER_2)?;
         let tokenizer = PaddedTokenizer::open(folder, "tokenizer", clip_config.max_position_embeddings)?;
         let tokenizer_2 = PaddedTokenizer::open(folder, "tokenizer_2", T5_TOKENS)?;
@@ -70,7 +70,7 @@ impl Flux {
         let vae_config = vae::Config::open(folder)?;
         let values = vae_config.latent_channels * PATCH * PATCH;
         for (key, found, expected, whose) in [
-            ("pooled_projection_dim", config.pooled_projection_dim, clip_config.hidden_size, "CLIP's hidden_size"),
+            ("pooled_projection_dim", config.pooled_projection_dim, clip_config.pooled_width(), "CLIP's hidden_size"),
             ("joint_attention_dim", config.joint_attention_dim, t5_config.d_model, "T5's d_model"),
             ("in_channels", config.in_channels, values, "four times the VAE's latent_channels"),
         ] {
@@ -81,7 +81,7 @@ impl Flux {
         let (passes, decoder) = (options.passes, vae_config.decoder());
         let encoder = |name| Part { name, library: Library::Transformers, phase: 0, passes: 1, dtype: None };
         Ok(Self {
-            text_encoder: load.component(encoder(TEXT_ENCODER), &clip_config, clip::Config::build)?,
+            text_encoder: load.component(encoder(TEXT_ENCODER), &clip_config, clip::Encoder::new)?,
             text_encoder_2: load.component(encoder(TEXT_ENCODER_2), &t5_config, t5::Encoder::new)?,
             transformer: load.component(
                 Part { name: TRANSFORMER, library: Library::Diffusers, phase: 1, passes: passes.denoise, dtype: None },
@@ -114,7 +114,7 @@ impl Flux {
         let ids_2 = self.tokenizer_2.encode(&request.prompt, self.t5_config.vocab_size)?;
         let initial = size.initial_latents(request, self.vae_config.latent_channels)?;
 
-        let pooled = self.text_encoder.run(|clip| self.clip_config.pooled(clip, &ids));
+        let pooled = self.text_encoder.run(|clip| Ok(clip.forward(&ids)?.pooled));
         let pooled = pooled.map_err(in_component(TEXT_ENCODER))?;
         observe(Progress { component: TEXT_ENCODER, pass: 1, passes: 1 });
         let text = self.text_encoder_2.run(|t5| t5.forward(&ids_2)).map_err(in_component(TEXT_ENCODER_2))?;

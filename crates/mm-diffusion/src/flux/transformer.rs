@@ -1,21 +1,20 @@
 //! `FluxTransformer2DModel`: a stack of double blocks, then a stack of single ones.
 
 use super::{
-    block::{Context, DoubleBlock, SingleBlock, modulate},
+    block::{Context, DoubleBlock, SingleBlock},
     config::Config,
-    weights::{Names, modulation},
 };
 use crate::{
+    joint::modulate,
+    layers::{Embedder, SINUSOIDS, sinusoids},
+    patches::{Order, patchify, unpatchify},
+    projection::{Names, modulation},
     rope::{Position, Rope},
     size::PATCH,
 };
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, linear};
 use mm_candle::Blocks;
-
-/// Width of the sinusoids of timestep and guidance.
-const SINUSOIDS: usize = 256;
-const LONGEST_PERIOD: f64 = 10_000.0;
 
 /// What a timestep and a guidance of 1 are to the sinusoids.
 const TIME_FACTOR: f64 = 1000.0;
@@ -41,9 +40,10 @@ pub(crate) struct Transformer {
 
 impl Transformer {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let (names, width) = (Names::of(&vb), config.width());
+        let (names, width) = (Names::by(&vb, "img_in.weight"), config.width());
+        let layers = names.pick(("linear_1", "linear_2"), ("in_layer", "out_layer"));
         let embedder =
-            |input, diffusers, original| Embedder::new(input, width, names, &vb.pp(names.pick(diffusers, original)));
+            |input, diffusers, original| Embedder::new(input, width, layers, &vb.pp(names.pick(diffusers, original)));
         let guidance = || embedder(SINUSOIDS, "time_text_embed.guidance_embedder", "guidance_in");
         let layer = |input, output, diffusers, original| linear(input, output, vb.pp(names.pick(diffusers, original)));
         Ok(Self {
@@ -86,7 +86,8 @@ impl Transformer {
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
         let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;
-        let mut image = self.image.forward(&pack(&latents.to_dtype(self.dtype)?)?)?;
+        let mut image =
+            self.image.forward(&patchify(&latents.to_dtype(self.dtype)?, Order::ChannelsFirst)?.unsqueeze(0)?)?;
         let conditioning = self.condition(t, guidance, pooled)?.silu()?;
         let tokens = text.dim(1)?;
         let grid = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
@@ -105,53 +106,21 @@ impl Transformer {
         let [first, second] = modulation(&self.modulation, &conditioning)?;
         let (shift, scale) = if self.shift_first { (first, second) } else { (second, first) };
         let image = self.out.forward(&modulate(&image, &shift, &scale)?)?;
-        unpack(&image, channels, rows, columns)?.to_dtype(DType::F32)
+        unpatchify(&image, channels, rows, columns, Order::ChannelsFirst)?.to_dtype(DType::F32)
     }
 
     /// What modulates all blocks, `[1, width]`.
     fn condition(&self, t: f32, guidance: f32, pooled: &Tensor) -> Result<Tensor> {
-        let mut sum = self.timestep.forward(&sinusoids(t, self.dtype)?)?;
+        let mut sum = self.timestep.forward(&rounded_sinusoids(t, self.dtype)?)?;
         if let Some(embedder) = &self.guidance {
-            sum = (sum + embedder.forward(&sinusoids(guidance, self.dtype)?)?)?;
+            sum = (sum + embedder.forward(&rounded_sinusoids(guidance, self.dtype)?)?)?;
         }
         sum + self.pooled.forward(&pooled.to_dtype(self.dtype)?)?
     }
 }
 
-/// Two layers.
-struct Embedder(Linear, Linear);
-
-impl Embedder {
-    fn new(input: usize, width: usize, names: Names, vb: &VarBuilder<'_>) -> Result<Self> {
-        let (first, second) = names.layers();
-        Ok(Self(linear(input, width, vb.pp(first))?, linear(width, width, vb.pp(second))?))
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.1.forward(&self.0.forward(x)?.silu()?)
-    }
-}
-
-/// `[1, width]`. The value is rounded to the compute dtype, as in the reference; the sinusoids are computed in f32.
-fn sinusoids(value: f32, dtype: DType) -> Result<Tensor> {
-    let half = SINUSOIDS / 2;
-    let value = (Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)? * TIME_FACTOR)?.to_dtype(DType::F32)?;
-    let steps = Tensor::arange(0, half as u32, &Device::Cpu)?.to_dtype(DType::F32)?;
-    let frequencies = (steps * (-LONGEST_PERIOD.ln() / half as f64))?.exp()?;
-    let angles = value.unsqueeze(1)?.broadcast_mul(&frequencies.unsqueeze(0)?)?;
-    Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)?.to_dtype(dtype)
-}
-
-/// `[1, channels, height, width]` to `[1, patches, channels * values of a patch]`.
-fn pack(latents: &Tensor) -> Result<Tensor> {
-    let (_, channels, height, width) = latents.dims4()?;
-    let (rows, columns) = (height / PATCH, width / PATCH);
-    let x = latents.reshape((channels, rows, PATCH, columns, PATCH))?;
-    x.permute((1, 3, 0, 2, 4))?.reshape((1, rows * columns, channels * PATCH * PATCH))
-}
-
-/// The way back.
-fn unpack(x: &Tensor, channels: usize, rows: usize, columns: usize) -> Result<Tensor> {
-    let x = x.contiguous()?.reshape((rows, columns, channels, PATCH, PATCH))?;
-    x.permute((2, 0, 3, 1, 4))?.reshape((1, channels, rows * PATCH, columns * PATCH))
+/// Of a value that is rounded to the compute dtype first, as in the reference.
+fn rounded_sinusoids(value: f32, dtype: DType) -> Result<Tensor> {
+    let value = (Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)? * TIME_FACTOR)?;
+    sinusoids(&value.to_dtype(DType::F32)?, dtype)
 }

@@ -44,5 +44,6 @@ trace["timesteps"], trace["sigmas"] = pipe.scheduler.timesteps, pipe.scheduler.s
 trace["latents"], trace["image"] = torch.stack(seen), image[0].permute(1, 2, 0)
 for name, t in trace.items():
     print(name, tuple(t.shape), t.dtype, float(t.float().mean()), float(t.float().std()))
+trace["prompt_embeds"] = trace["prompt_embeds"][:, :64]
 metadata = {"prompt": prompt, "guidance_scale": str(guidance), "steps": str(steps), "width": str(width), "height": str(height)}
 save_file({name: t.contiguous() for name, t in trace.items()}, out, metadata=metadata)

@@ -1,20 +1,21 @@
-//! The two sets of names that weights of FLUX.1 have.
+//! Linear layers that one set of names keeps apart, and another as one.
 
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, linear};
 
-/// Whose names a checkpoint's weights have.
+/// Whose names a transformer's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Names {
     /// `transformer_blocks.0.attn.to_q.weight`.
     Diffusers,
-    /// Of Black Forest Labs' own files: `double_blocks.0.img_attn.qkv.weight`.
+    /// Of the files that the model's makers publish: `double_blocks.0.img_attn.qkv.weight`.
     Original,
 }
 
 impl Names {
-    pub(crate) fn of(vb: &VarBuilder<'_>) -> Self {
-        match vb.contains_tensor("img_in.weight") {
+    /// Original ones where there is this tensor.
+    pub(crate) fn by(vb: &VarBuilder<'_>, original: &str) -> Self {
+        match vb.contains_tensor(original) {
             true => Self::Original,
             false => Self::Diffusers,
         }
@@ -26,17 +27,13 @@ impl Names {
             Self::Original => original,
         }
     }
-
-    /// An embedder's two layers.
-    pub(crate) fn layers(self) -> (&'static str, &'static str) {
-        self.pick(("linear_1", "linear_2"), ("in_layer", "out_layer"))
-    }
 }
 
-/// Several linear layers of one input, which the original files keep as one. The numbers are the same either way.
+/// Several linear layers of one input. The numbers are the same either way.
 pub(crate) enum Projection {
     /// One layer, and how many of its outputs belong to each part.
     Whole(Linear, Vec<usize>),
+    /// A layer for each part.
     Parts(Vec<Linear>),
 }
 
@@ -69,7 +66,7 @@ impl Projection {
     }
 }
 
-/// A modulation's output, cut into `N`.
+/// A modulation's output for every item of the batch, cut into `N`.
 pub(crate) fn modulation<const N: usize>(layer: &Linear, conditioning: &Tensor) -> Result<[Tensor; N]> {
     exactly(layer.forward(conditioning)?.unsqueeze(1)?.chunk(N, D::Minus1)?)
 }
