@@ -1,4 +1,4 @@
-//! A FLUX.1 checkpoint is recognised, planned and run.
+//! Checkpoints of FLUX.1 and Stable Diffusion 3.5 are recognised, planned and run.
 
 mod common;
 
@@ -8,10 +8,10 @@ use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
 
-fn checkpoint() -> TempDir {
+fn checkpoint(model: Model) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let options = Options { layers: Some(1), dim: Some(64), scale: 0.0001, fill: Fill::Random, ..Options::default() };
-    Fixture::new(Model::FluxDev, &options).expect("a fixture").write(folder.path()).expect("writes");
+    Fixture::new(model, &options).expect("a fixture").write(folder.path()).expect("writes");
     folder
 }
 
@@ -26,8 +26,8 @@ fn passes(result: &Value) -> Vec<(&str, u64)> {
 }
 
 #[test]
-fn it_makes_the_same_picture_under_a_budget() {
-    let (checkpoint, folder) = (checkpoint(), tempfile::tempdir().expect("a folder"));
+fn flux_makes_the_same_picture_under_a_budget() {
+    let (checkpoint, folder) = (checkpoint(Model::FluxDev), tempfile::tempdir().expect("a folder"));
     let out = file(&folder, "out.png");
     let whole = draw(checkpoint.path(), &out, &[]).ok().json();
     assert_eq!(names(folder.path()), ["out.png"]);
@@ -62,11 +62,24 @@ fn it_makes_the_same_picture_under_a_budget() {
 }
 
 #[test]
-fn what_it_cannot_do_is_refused() {
-    let (checkpoint, folder) = (checkpoint(), tempfile::tempdir().expect("a folder"));
+fn what_flux_cannot_do_is_refused() {
+    let (checkpoint, folder) = (checkpoint(Model::FluxDev), tempfile::tempdir().expect("a folder"));
     let out = file(&folder, "out.png");
     draw(checkpoint.path(), &out, &["--negative", "blurry"]).fails(2, &["--negative", "leave it empty"]);
     let size = ["run", text(checkpoint.path()), "--prompt", "a", "--width", "40", "-o", text(&out)];
     mm(size).fails(2, &["--width", "multiple of 16"]);
     assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn sd3_makes_the_same_picture_under_a_budget() {
+    let (checkpoint, folder) = (checkpoint(Model::Sd35Large), tempfile::tempdir().expect("a folder"));
+    let out = file(&folder, "out.png");
+    let whole = draw(checkpoint.path(), &out, &["--negative", "a dog"]).ok().json();
+    let expected = [("text_encoder", 2), ("text_encoder_2", 2), ("text_encoder_3", 2), ("transformer", 2), ("vae", 1)];
+    assert_eq!(passes(&whole), expected);
+    let smallest = draw(checkpoint.path(), &out, &["--vram", "1KiB"]).fails(3, &["needs"]).json();
+    let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+    let tight = draw(checkpoint.path(), &out, &["--negative", "a dog", "--vram", &smallest]).ok().json();
+    assert_eq!(tight["image_blake3"], whole["image_blake3"]);
 }
