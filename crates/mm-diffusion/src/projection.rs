@@ -13,11 +13,15 @@ pub(crate) enum Names {
 }
 
 impl Names {
-    /// Original ones where there is this tensor.
-    pub(crate) fn by(vb: &VarBuilder<'_>, original: &str) -> Self {
-        match vb.contains_tensor(original) {
-            true => Self::Original,
-            false => Self::Diffusers,
+    /// Original ones where there is this tensor, and where they begin: files with more than a transformer have a prefix.
+    pub(crate) fn find<'a>(vb: VarBuilder<'a>, original: &str) -> (Self, VarBuilder<'a>) {
+        if vb.contains_tensor(original) {
+            return (Self::Original, vb);
+        }
+        let prefixed = vb.pp("model.diffusion_model");
+        match prefixed.contains_tensor(original) {
+            true => (Self::Original, prefixed),
+            false => (Self::Diffusers, vb),
         }
     }
 

@@ -4,8 +4,8 @@ use crate::random::{joined, swapped};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
-/// The transformer's weights, renamed.
-pub(crate) fn named(mut from: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+/// The transformer's weights, renamed; files with more than a transformer have a prefix.
+pub(crate) fn named(prefix: &str, mut from: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
     let mut to = HashMap::new();
     let names: Vec<_> = from.keys().cloned().collect();
     let last = names.iter().filter_map(|name| name.strip_suffix(".attn.add_q_proj.bias")?.split('.').nth(1)).max();
@@ -32,7 +32,7 @@ pub(crate) fn named(mut from: HashMap<String, Tensor>) -> HashMap<String, Tensor
         let swap = name.starts_with("norm_out.linear") || name.starts_with(&last);
         to.insert(original(&name), if swap { swapped(&tensor) } else { tensor });
     }
-    to
+    to.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
 }
 
 /// The name in the original files of a tensor that is one there too.

@@ -120,8 +120,8 @@ impl Flux {
         let text = self.text_encoder_2.run(|t5| t5.forward(&ids_2)).map_err(in_component(TEXT_ENCODER_2))?;
         observe(Progress { component: TEXT_ENCODER_2, pass: 1, passes: 1 });
 
-        let transform = |latents: &Tensor, t: f32| {
-            let forward = |m: &mut Transformer| m.forward(latents, t, request.guidance as f32, &text, &pooled);
+        let transform = |latents: &Tensor, timestep: f32| {
+            let forward = |m: &mut Transformer| m.forward(latents, timestep, request.guidance as f32, &text, &pooled);
             self.transformer.run(forward).map_err(in_component(TRANSFORMER))
         };
         let mut trace = request.trace.then(|| Trace::start(request));
@@ -131,7 +131,7 @@ impl Flux {
             trace.add("pooled_prompt_embeds", pooled.to_dtype(DType::F32)?);
             trace.add("prompt_embeds", text.to_dtype(DType::F32)?);
             trace.add("initial_latents", initial.clone());
-            trace.add("transformer_out_t0.25", transform(&initial, 0.25)?);
+            trace.add("transformer_out_t0.25", transform(&initial, 250.0)?);
             trace.add("timesteps", Tensor::new(&schedule.timesteps[..], &Device::Cpu)?);
             trace.add("sigmas", Tensor::new(&schedule.sigmas[..], &Device::Cpu)?);
         }
@@ -139,7 +139,7 @@ impl Flux {
         let mut latents = initial;
         let mut steps = Vec::new();
         for (pass, (timestep, sigmas)) in (1..).zip(schedule.timesteps.iter().zip(schedule.sigmas.windows(2))) {
-            let velocity = transform(&latents, timestep / 1000.0)?;
+            let velocity = transform(&latents, *timestep)?;
             latents = (latents + (velocity * f64::from(sigmas[1] - sigmas[0]))?)?;
             if trace.is_some() {
                 steps.push(latents.squeeze(0)?);

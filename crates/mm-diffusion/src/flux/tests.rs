@@ -147,10 +147,10 @@ fn compare(guidance: bool) -> Result<()> {
 
     for (names, vb) in [("original", Invented::original()), ("Diffusers", renamed(&config))] {
         let ours = Transformer::new(&config, vb)?;
-        let out = ours.forward(&latents, 0.37, 3.5, &text, &pooled)?;
+        let out = ours.forward(&latents, 370.0, 3.5, &text, &pooled)?;
         assert_eq!(out.dims(), expected.dims());
         assert!(bits(&out) == bits(&expected), "{names} names, guidance {guidance}: other bits");
-        let stronger = ours.forward(&latents, 0.37, 5.0, &text, &pooled)?;
+        let stronger = ours.forward(&latents, 370.0, 5.0, &text, &pooled)?;
         assert_eq!(bits(&stronger) != bits(&out), guidance, "whether guidance is looked at");
     }
     Ok(())
@@ -174,7 +174,7 @@ fn half_precision_is_nearer_to_f32_than_candles_own() {
         (noise(1, &[1, CHANNELS, 32, 40]).unwrap(), noise(2, &[1, TOKENS, 24]).unwrap(), noise(3, &[1, 20]).unwrap());
     let ours = |dtype| {
         let model = Transformer::new(&config, Invented::original().to_dtype(dtype)).unwrap();
-        model.forward(&latents, 0.5, 4.0, &text, &pooled).unwrap()
+        model.forward(&latents, 500.0, 4.0, &text, &pooled).unwrap()
     };
     let exact = ours(DType::F32);
     let error = |out: &Tensor| {

@@ -16,7 +16,7 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, linear};
 use mm_candle::Blocks;
 
-/// What a timestep and a guidance of 1 are to the sinusoids.
+/// What a time and a guidance of 1 are to the sinusoids.
 const TIME_FACTOR: f64 = 1000.0;
 
 /// Of the positions; the same in every checkpoint.
@@ -40,7 +40,7 @@ pub(crate) struct Transformer {
 
 impl Transformer {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let (names, width) = (Names::by(&vb, "img_in.weight"), config.width());
+        let ((names, vb), width) = (Names::find(vb, "img_in.weight"), config.width());
         let layers = names.pick(("linear_1", "linear_2"), ("in_layer", "out_layer"));
         let embedder =
             |input, diffusers, original| Embedder::new(input, width, layers, &vb.pp(names.pick(diffusers, original)));
@@ -72,13 +72,13 @@ impl Transformer {
         })
     }
 
-    /// Latents `[1, channels, height, width]` at time `t` (1 noise, 0 image) towards a prompt: `text` is
+    /// Latents `[1, channels, height, width]` at a timestep (1000 noise, 0 image) towards a prompt: `text` is
     /// `[1, tokens, width]`, `pooled` `[1, width]`. Returns the shape of the latents, in f32. Where the checkpoint has no
     /// use for guidance it is not looked at.
     pub(crate) fn forward(
         &self,
         latents: &Tensor,
-        t: f32,
+        timestep: f32,
         guidance: f32,
         text: &Tensor,
         pooled: &Tensor,
@@ -88,7 +88,7 @@ impl Transformer {
         let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;
         let mut image =
             self.image.forward(&patchify(&latents.to_dtype(self.dtype)?, Order::ChannelsFirst)?.unsqueeze(0)?)?;
-        let conditioning = self.condition(t, guidance, pooled)?.silu()?;
+        let conditioning = self.condition(timestep, guidance, pooled)?.silu()?;
         let tokens = text.dim(1)?;
         let grid = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
         let positions: Vec<Position> = std::iter::repeat_n([0; 3], tokens).chain(grid).collect();
@@ -110,17 +110,19 @@ impl Transformer {
     }
 
     /// What modulates all blocks, `[1, width]`.
-    fn condition(&self, t: f32, guidance: f32, pooled: &Tensor) -> Result<Tensor> {
-        let mut sum = self.timestep.forward(&rounded_sinusoids(t, self.dtype)?)?;
+    fn condition(&self, timestep: f32, guidance: f32, pooled: &Tensor) -> Result<Tensor> {
+        let sinusoids = |value: Tensor| sinusoids(&(value * TIME_FACTOR)?.to_dtype(DType::F32)?, self.dtype);
+        // Down and up again, rounded each time: in half precision that is another timestep.
+        let time = rounded(timestep, self.dtype)?.div(&rounded(TIME_FACTOR as f32, self.dtype)?)?;
+        let mut sum = self.timestep.forward(&sinusoids(time)?)?;
         if let Some(embedder) = &self.guidance {
-            sum = (sum + embedder.forward(&rounded_sinusoids(guidance, self.dtype)?)?)?;
+            sum = (sum + embedder.forward(&sinusoids(rounded(guidance, self.dtype)?)?)?)?;
         }
         sum + self.pooled.forward(&pooled.to_dtype(self.dtype)?)?
     }
 }
 
-/// Of a value that is rounded to the compute dtype first, as in the reference.
-fn rounded_sinusoids(value: f32, dtype: DType) -> Result<Tensor> {
-    let value = (Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)? * TIME_FACTOR)?;
-    sinusoids(&value.to_dtype(DType::F32)?, dtype)
+/// In the compute dtype, to which the reference rounds what it is given.
+fn rounded(value: f32, dtype: DType) -> Result<Tensor> {
+    Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)
 }
