@@ -33,6 +33,7 @@
 
 mod check;
 mod clip;
+mod denoise;
 mod describe;
 mod error;
 mod flux;

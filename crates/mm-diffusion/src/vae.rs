@@ -3,7 +3,8 @@
 use crate::{Error, check::Check, folder::Folder, part::Part};
 use candle_core::{DType, Module, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::z_image::vae::{Decoder, VaeConfig};
+pub(crate) use candle_transformers::models::z_image::vae::Decoder;
+use candle_transformers::models::z_image::vae::VaeConfig;
 use mm_probe::Library;
 use serde::Deserialize;
 

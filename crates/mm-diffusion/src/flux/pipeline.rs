@@ -5,22 +5,20 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler,
     check::Check,
     clip,
+    denoise::{TRANSFORMER, VAE, decode, denoise},
     padded::PaddedTokenizer,
     part::{Load, Part, check_dtype, in_component},
     size::{PATCH, Size, check_guidance},
     t5,
     trace::Trace,
-    vae,
+    vae::{self, Decoder},
 };
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::Component;
 use mm_probe::Library;
 
 const TEXT_ENCODER: &str = "text_encoder";
 const TEXT_ENCODER_2: &str = "text_encoder_2";
-const TRANSFORMER: &str = "transformer";
-const VAE: &str = "vae";
 
 /// Tokens of a prompt for T5, padding included, as in the reference pipeline.
 const T5_TOKENS: usize = 512;
@@ -136,24 +134,7 @@ impl Flux {
             trace.add("sigmas", Tensor::new(&schedule.sigmas[..], &Device::Cpu)?);
         }
 
-        let mut latents = initial;
-        let mut steps = Vec::new();
-        for (pass, (timestep, sigmas)) in (1..).zip(schedule.timesteps.iter().zip(schedule.sigmas.windows(2))) {
-            let velocity = transform(&latents, *timestep)?;
-            latents = (latents + (velocity * f64::from(sigmas[1] - sigmas[0]))?)?;
-            if trace.is_some() {
-                steps.push(latents.squeeze(0)?);
-            }
-            observe(Progress { component: TRANSFORMER, pass, passes: request.steps });
-        }
-
-        let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents);
-        let image = self.vae.run(decode).map_err(in_component(VAE))?;
-        observe(Progress { component: VAE, pass: 1, passes: 1 });
-        if let Some(trace) = &mut trace {
-            trace.add("latents", Tensor::stack(&steps, 0)?);
-            trace.add("image", image.clone());
-        }
-        Ok(Generated { image, trace })
+        let latents = denoise(&schedule, initial, trace.as_mut(), transform, &mut observe)?;
+        decode((&self.vae, &self.vae_config), &latents, trace, observe)
     }
 }

@@ -8,18 +8,15 @@ use super::{
 use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler,
     check::Check,
+    denoise::{TRANSFORMER, VAE, decode, denoise},
     part::{Load, Part, check_dtype, in_component},
     size::{Size, check_guidance},
     trace::Trace,
-    vae,
+    vae::{self, Decoder},
 };
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::Component;
 use mm_probe::Library;
-
-const TRANSFORMER: &str = "transformer";
-const VAE: &str = "vae";
 
 /// A loaded checkpoint of Stable Diffusion 3 or 3.5.
 ///
@@ -126,25 +123,10 @@ impl Sd3 {
             trace.add("sigmas", Tensor::new(&schedule.sigmas[..], &Device::Cpu)?);
         }
 
-        let mut latents = initial;
-        let mut steps = Vec::new();
-        for (pass, (timestep, sigmas)) in (1..).zip(schedule.timesteps.iter().zip(schedule.sigmas.windows(2))) {
-            let velocity = guide(&transform(&latents, *timestep, &text, &pooled)?, request.guidance)?;
-            latents = (latents + (velocity * f64::from(sigmas[1] - sigmas[0]))?)?;
-            if trace.is_some() {
-                steps.push(latents.squeeze(0)?);
-            }
-            observe(Progress { component: TRANSFORMER, pass, passes: request.steps });
-        }
-
-        let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents);
-        let image = self.vae.run(decode).map_err(in_component(VAE))?;
-        observe(Progress { component: VAE, pass: 1, passes: 1 });
-        if let Some(trace) = &mut trace {
-            trace.add("latents", Tensor::stack(&steps, 0)?);
-            trace.add("image", image.clone());
-        }
-        Ok(Generated { image, trace })
+        let velocity =
+            |latents: &Tensor, timestep| Ok(guide(&transform(latents, timestep, &text, &pooled)?, request.guidance)?);
+        let latents = denoise(&schedule, initial, trace.as_mut(), velocity, &mut observe)?;
+        decode((&self.vae, &self.vae_config), &latents, trace, observe)
     }
 
     /// How often `observe` will be told of text encoders, for this request.

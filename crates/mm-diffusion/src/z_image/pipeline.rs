@@ -7,22 +7,20 @@ use super::{
 use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler, Tokenizer,
     check::Check,
+    denoise::{TRANSFORMER, VAE, decode, denoise},
     part::{Load, Part, check_dtype, in_component},
     qwen3,
     size::{Size, check_guidance},
     tokenizer::in_vocabulary,
     trace::Trace,
-    vae,
+    vae::{self, Decoder},
 };
 use candle_core::{DType, Device, Tensor};
-use candle_transformers::models::z_image::vae::Decoder;
 use mm_candle::Component;
 use mm_probe::Library;
 use std::path::PathBuf;
 
 const TEXT_ENCODER: &str = "text_encoder";
-const TRANSFORMER: &str = "transformer";
-const VAE: &str = "vae";
 
 /// A loaded Z-Image checkpoint.
 pub struct ZImage {
@@ -130,26 +128,12 @@ impl ZImage {
             trace.add("sigmas", Tensor::new(&schedule.sigmas[..], &Device::Cpu)?);
         }
 
-        let mut latents = initial;
-        let mut steps = Vec::new();
-        for (pass, (timestep, sigmas)) in (1..).zip(schedule.timesteps.iter().zip(schedule.sigmas.windows(2))) {
-            let out = self.transform(&latents, (1000.0 - timestep) / 1000.0, &embeds)?;
-            let velocity = guide(&out, request.guidance)?.neg()?;
-            latents = (latents + (velocity * f64::from(sigmas[1] - sigmas[0]))?)?;
-            if trace.is_some() {
-                steps.push(latents.squeeze(0)?);
-            }
-            observe(Progress { component: TRANSFORMER, pass, passes: request.steps });
-        }
-
-        let decode = |decoder: &mut Decoder| self.vae_config.decode(decoder, &latents);
-        let image = self.vae.run(decode).map_err(in_component(VAE))?;
-        observe(Progress { component: VAE, pass: 1, passes: 1 });
-        if let Some(trace) = &mut trace {
-            trace.add("latents", Tensor::stack(&steps, 0)?);
-            trace.add("image", image.clone());
-        }
-        Ok(Generated { image, trace })
+        let velocity = |latents: &Tensor, timestep| {
+            let out = self.transform(latents, (1000.0 - timestep) / 1000.0, &embeds)?;
+            Ok(guide(&out, request.guidance)?.neg()?)
+        };
+        let latents = denoise(&schedule, initial, trace.as_mut(), velocity, &mut observe)?;
+        decode((&self.vae, &self.vae_config), &latents, trace, observe)
     }
 
     fn transform(&self, latents: &Tensor, t: f32, captions: &[Tensor]) -> Result<Tensor, Error> {
