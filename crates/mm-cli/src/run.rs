@@ -11,7 +11,7 @@ use crate::workload::side;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
-use mm_diffusion::{Generated, LoadOptions, Passes, Request, ZImage};
+use mm_diffusion::{Generated, LoadOptions, Passes, Pipeline, Request};
 use mm_engine::{EngineError, timeline::Form};
 use mm_plan::{Machine, Plan, Policy};
 use serde_json::Value;
@@ -32,9 +32,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let plan = args.plan.as_deref().map(read_plan).transpose()?;
     let machine = machine(args);
     let manager = manager(args, &machine)?;
-    let bar = bar(args);
+    let bar = bar();
     let pipeline = load(args, &manager)?;
     let request = request(args)?;
+    bar.set_length(pipeline.passes(&request));
     if args.calibrate {
         calibrate::start(&manager, &machine, &request)?;
     }
@@ -121,14 +122,14 @@ fn manager(args: &RunArgs, machine: &Machine) -> Result<Manager, Failure> {
     Manager::cpu(machine.clone(), policy).map_err(Failure::of_engine)
 }
 
-fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {
+fn load(args: &RunArgs, manager: &Manager) -> Result<Pipeline, Failure> {
     let encode = if args.guidance > 0.0 { 2 } else { 1 };
     // The tensors on the way include one more pass.
     let denoise = args.steps + u32::from(args.dump.is_some());
     let passes = Passes { encode, denoise, ..Passes::default() };
     let options = LoadOptions { passes, ..load_options(args.device, args.dtype)? };
     let folder = folder(&args.path, args.variant.as_ref())?;
-    ZImage::load(&folder, &options, manager).map_err(|error| Failure::of_pipeline(error, Stage::Load))
+    Pipeline::load(&folder, &options, manager).map_err(|error| Failure::of_pipeline(error, Stage::Load))
 }
 
 fn request(args: &RunArgs) -> Result<Request, Failure> {
@@ -157,9 +158,8 @@ fn request(args: &RunArgs) -> Result<Request, Failure> {
 }
 
 /// On a terminal only; nothing is drawn elsewhere.
-fn bar(args: &RunArgs) -> ProgressBar {
-    let passes = u64::from(args.steps) + if args.guidance > 0.0 { 3 } else { 2 };
-    let bar = ProgressBar::new(passes).with_message("loading").with_finish(ProgressFinish::AndClear);
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0).with_message("loading").with_finish(ProgressFinish::AndClear);
     if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} passes, {eta} left") {
         bar.set_style(style);
     }
