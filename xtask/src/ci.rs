@@ -31,11 +31,15 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The planner's tests on all they could try and ten times the damaged checkpoints, in an optimized build.
+/// The planner's tests on all they could try, ten times the damaged checkpoints and ten times the plans on a virtual clock, in an
+/// optimized build.
 pub(crate) fn laws() -> Result<()> {
     let mut mutations = cargo(&["test", "--locked", "--release", "-p", "mm-probe", "--test", "mutations"]);
     mutations.env("MM_MUTATIONS", "100000");
     step("damaged checkpoints", mutations)?;
+    let mut simulated = cargo(&["test", "--locked", "--release", "-p", "mm-engine", "--lib", "simulated"]);
+    simulated.env("MM_SIMULATED", "100000");
+    step("plans on a virtual clock", simulated)?;
     let mut laws = cargo(&["test", "--locked", "--release", "-p", "mm-plan", "--all-features"]);
     laws.env("MM_PLAN_LAWS", "whole");
     step("laws", laws)

@@ -7,6 +7,7 @@ mod ci;
 mod fixtures;
 mod fuzz;
 mod libtorch;
+mod miri;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,10 +25,13 @@ enum Task {
     Ci,
     /// Only the boundary checks of ARCHITECTURE.md.
     Boundaries,
-    /// The planner's laws on everything that CI tries a part of, and ten times CI's damaged checkpoints: minutes.
+    /// The planner's laws on everything that CI tries a part of, ten times CI's damaged checkpoints and plans on a virtual
+    /// clock: minutes.
     Laws,
     /// Fuzzes what reads files; needs `cargo install cargo-fuzz` and a C++ compiler.
     Fuzz(fuzz::Args),
+    /// Miri on the planner and the engine without foreign code; needs a nightly toolchain with miri, so CI does not run it.
+    Miri,
     /// The strategy-decision table over simulated machines and models, printed.
     TestEnvsFast,
     /// Makes a CPU libtorch to build and test mm-tch with, and prints how to use it.
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Task::Boundaries => boundaries::check(),
         Task::Laws => ci::laws(),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::Miri => miri::run(),
         Task::TestEnvsFast => ci::environments(),
         Task::Libtorch(args) => libtorch::run(&args),
         Task::Fixtures(args) => fixtures::write(&args),

@@ -47,6 +47,7 @@
 
 mod content;
 mod digest;
+mod direct;
 mod error;
 mod hash;
 mod header;
@@ -65,7 +66,7 @@ mod weights;
 pub use content::{ContentError, content_id, content_ids, files_under};
 pub use digest::{ContentId, Key, ParseDigestError};
 pub use error::WeightsError;
-pub use index::{Index, IndexStats};
+pub use index::{Index, IndexStats, user_folder};
 pub use key::{LoadParams, component_hash, content_hash, joint_id};
 pub use load::{
     Ask, CacheStats, Cancel, Event, EventKind, LoadCache, LoadError, LoadGuard, Lookup, LookupError, Subscription,

@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use memmap2::Mmap;
 use parking_lot::Mutex;
 
+use crate::direct::Direct;
 use crate::error::WeightsError;
 use crate::identity::Identity;
 use crate::mapping;
@@ -22,6 +23,7 @@ pub(crate) struct OpenFile {
     identity: Identity,
     /// Of all files that this process ever had open, the only one with this number.
     number: u64,
+    direct: Direct,
     map: OnceLock<Mmap>,
     /// Held while mapping, so that two threads cannot map one file twice.
     mapping: Mutex<()>,
@@ -47,7 +49,16 @@ impl OpenFile {
         };
         let identity = Identity::of(&metadata);
         let number = OPENED.fetch_add(1, Relaxed);
-        let make = || Arc::new(Self { file, identity, number, map: OnceLock::new(), mapping: Mutex::new(()) });
+        let make = || {
+            Arc::new(Self {
+                file,
+                identity,
+                number,
+                direct: Direct::default(),
+                map: OnceLock::new(),
+                mapping: Mutex::new(()),
+            })
+        };
         if !identity.is_known() {
             return Ok(make());
         }
@@ -80,6 +91,11 @@ impl OpenFile {
     /// error and not the end of the process.
     pub(crate) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         read_exact_at(&self.file, offset, into)
+    }
+
+    /// The same around the page cache, where the file system and the length allow it.
+    pub(crate) fn read_around_cache(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if self.direct.read(&self.file, offset, into)? { Ok(()) } else { self.read_at(offset, into) }
     }
 
     /// The whole file, mapped when this is first called.

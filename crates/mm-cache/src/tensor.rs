@@ -67,6 +67,13 @@ enum Trouble {
     Io(io::Error),
 }
 
+/// Whether what is read stays in the system's memory.
+#[derive(Clone, Copy)]
+enum Way {
+    Cached,
+    AroundCache,
+}
+
 impl Stretch {
     /// The file is what it was when it was opened.
     pub(crate) fn is_current(&self) -> bool {
@@ -81,8 +88,12 @@ impl Stretch {
         }
     }
 
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Trouble> {
-        let read = self.file.read_at(self.range.start + offset, into);
+    fn read(&self, offset: u64, into: &mut [u8], way: Way) -> Result<(), Trouble> {
+        let offset = self.range.start + offset;
+        let read = match way {
+            Way::Cached => self.file.read_at(offset, into),
+            Way::AroundCache => self.file.read_around_cache(offset, into),
+        };
         // A truncated file shows as a short read; what became of it is the better error.
         self.check()?;
         read.map_err(Trouble::Io)
@@ -126,6 +137,19 @@ impl TensorSlice {
     /// [`WeightsError::Read`] where the system could not read it, [`WeightsError::Tensor`] where the tensor is not that
     /// long. `into` then holds nothing of use.
     pub fn read_into(&self, offset: u64, into: &mut [u8]) -> Result<(), WeightsError> {
+        self.read_by(Way::Cached, offset, into)
+    }
+
+    /// The same, around the system's page cache where the file system takes such reads (Linux, disks; a stretch of 256 KiB or more): for
+    /// weights that are read again and again and are larger than memory, which would never be found there.
+    ///
+    /// # Errors
+    /// As [`TensorSlice::read_into`].
+    pub fn read_around_cache(&self, offset: u64, into: &mut [u8]) -> Result<(), WeightsError> {
+        self.read_by(Way::AroundCache, offset, into)
+    }
+
+    fn read_by(&self, way: Way, offset: u64, into: &mut [u8]) -> Result<(), WeightsError> {
         let end = offset.checked_add(into.len() as u64).filter(|end| *end <= self.byte_len());
         let Some(end) = end else {
             let reason = format!("{} bytes at {offset} asked of its {}", into.len(), self.byte_len());
@@ -134,8 +158,8 @@ impl TensorSlice {
         match &self.0.bytes {
             // In range: `end` is at most the length of the vector.
             Bytes::Memory(bytes) => into.copy_from_slice(&bytes[offset as usize..end as usize]),
-            Bytes::File { twin, .. } if twin.get().is_some_and(|twin| twin.read(offset, into).is_ok()) => {}
-            Bytes::File { own, .. } => own.read(offset, into).map_err(|trouble| self.error(trouble))?,
+            Bytes::File { twin, .. } if twin.get().is_some_and(|twin| twin.read(offset, into, way).is_ok()) => {}
+            Bytes::File { own, .. } => own.read(offset, into, way).map_err(|trouble| self.error(trouble))?,
         }
         Ok(())
     }

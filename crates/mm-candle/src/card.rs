@@ -50,7 +50,7 @@ pub(crate) fn append(
         let larger = zeros(elements(room)?.max(end).max(there.saturating_mul(2)), dtype, device)?;
         let read = (start > 0).then(|| home.narrow(0, 0, start)?.copy()).transpose()?;
         // What it had, candle's own, is freed.
-        drop(swap(home, Storage::Cuda(larger)).map_err(|(_, error)| error)?);
+        swap(home, Storage::Cuda(larger)).1?;
         if let Some(read) = read {
             home.slice_set(&read, 0, 0)?;
         }
@@ -74,14 +74,13 @@ pub(crate) fn put(home: &Tensor, lent: &Mutex<Option<Lent>>, buffer: CudaBuffer)
         return Err((buffer, reason));
     };
     match swap(home, Storage::Cuda(alias)) {
-        Ok(Storage::Cuda(refusing)) => {
+        (Some(Storage::Cuda(refusing)), Ok(())) => {
             *lent = Some(Lent { buffer, refusing });
             Ok(())
         }
-        Ok(_) => Err((buffer, "it had other memory".to_owned())),
-        Err((alias, error)) => {
+        (alias, outcome) => {
             alias.into_iter().for_each(forget);
-            Err((buffer, error.to_string()))
+            Err((buffer, outcome.err().map_or_else(|| "it had other memory".to_owned(), |error| error.to_string())))
         }
     }
 }
@@ -91,18 +90,18 @@ pub(crate) fn take(home: &Tensor, lent: &Mutex<Option<Lent>>) -> Result<CudaBuff
     let mut lent = lent.lock();
     let Lent { buffer, refusing } = lent.take().ok_or_else(|| "it is empty".to_owned())?;
     match swap(home, Storage::Cuda(refusing)) {
-        Ok(alias) => {
+        (Some(alias), Ok(())) => {
             forget(alias);
             Ok(buffer)
         }
-        Err((Some(Storage::Cuda(refusing)), error)) => {
+        (Some(Storage::Cuda(refusing)), Err(error)) => {
             *lent = Some(Lent { buffer, refusing });
             Err(error.to_string())
         }
-        Err((_, error)) => {
+        (_, outcome) => {
             // The tensor has the memory for good.
             mem::forget(buffer);
-            Err(error.to_string())
+            Err(outcome.err().map_or_else(|| "a swap lost its memory".to_owned(), |error| error.to_string()))
         }
     }
 }

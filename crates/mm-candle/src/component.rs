@@ -94,18 +94,45 @@ impl<M: Send> Component<M> {
     /// One pass: puts the component on the device as the plan says and calls `f` with the model. One
     /// run at a time; other threads wait.
     ///
+    /// Where `f` runs out of memory something leaves the device, and the error is told: run it again. Where that may be done for
+    /// you, use [`Component::run_again`].
+    ///
     /// # Errors
     /// The engine's: no plan fits, weights can't be read, a run inside its own run. Else what `f` says.
     pub fn run<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
         let managed = self.managed.as_ref().zip(self.loaded.module.as_ref());
         let run = managed.map(|(managed, module)| managed.manager.begin(module)).transpose()?;
+        match (self.call(f), run) {
+            (Ok(answer), Some(run)) => run.complete().map(|()| answer).map_err(Error::from),
+            (Err(error), Some(run)) => {
+                if let Some(short) = error.shortage() {
+                    // Whoever runs it again finds more room, if there is any.
+                    let _ = run.out_of_memory(short);
+                }
+                Err(error)
+            }
+            (answer, None) => answer,
+        }
+    }
+
+    /// As [`Component::run`]; where memory runs out something leaves the device and `f` is called again, a few times at the most. `f`
+    /// starts over then: what it keeps in the model, a KV cache say, is its own to clear first.
+    ///
+    /// # Errors
+    /// As [`Component::run`].
+    pub fn run_again<T>(&self, mut f: impl FnMut(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
+        match self.managed.as_ref().zip(self.loaded.module.as_ref()) {
+            Some((managed, module)) => managed.manager.run(module, || self.call(&mut f), Error::shortage),
+            None => self.call(f),
+        }
+    }
+
+    fn call<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
         let model = self.loaded.model.lock();
         let mut model = model
             .try_borrow_mut()
             .map_err(|_| EngineError::Misuse("a component is run inside its own run(..)".to_owned()))?;
-        let answer = f(&mut model)?;
-        run.map_or(Ok(()), mm_engine::Run::complete)?;
-        Ok(answer)
+        Ok(f(&mut model)?)
     }
 }
 

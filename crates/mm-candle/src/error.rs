@@ -17,6 +17,31 @@ pub enum Error {
     Candle(candle_core::Error),
 }
 
+impl Error {
+    /// Whether device memory ran out, and how many bytes were asked for that were not there; zero: not known.
+    pub fn shortage(&self) -> Option<u64> {
+        match self {
+            Self::Engine(error) => error.shortage(),
+            Self::Candle(error) => is_out_of_memory(error).then_some(0),
+            Self::Weights(_) => None,
+        }
+    }
+}
+
+/// candle has no error of its own for this: it is known by the words of the driver, or of cuBLAS.
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    match error {
+        candle_core::Error::Cuda(error) => {
+            let text = error.to_string();
+            ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"].iter().any(|code| text.contains(code))
+        }
+        candle_core::Error::WithBacktrace { inner, .. }
+        | candle_core::Error::Context { inner, .. }
+        | candle_core::Error::WithPath { inner, .. } => is_out_of_memory(inner),
+        _ => false,
+    }
+}
+
 /// An engine error on its way through candle. candle's own wrapper can't be opened again; an
 /// [`std::io::Error`] can.
 pub(crate) fn through_candle(error: EngineError) -> candle_core::Error {
@@ -39,5 +64,25 @@ impl From<candle_core::Error> for Error {
             },
             other => Self::Candle(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Error as Candle;
+
+    #[test]
+    fn memory_that_ran_out_is_known_by_the_words_of_the_driver() {
+        let cuda = |text: &str| Candle::Cuda(text.to_owned().into());
+        let spent = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
+        assert_eq!(Error::from(cuda(spent)).shortage(), Some(0));
+        assert_eq!(Error::from(cuda(spent).context("in a block")).shortage(), Some(0));
+        assert_eq!(Error::from(cuda(spent).bt()).shortage(), Some(0));
+        let lost = r#"DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")"#;
+        assert_eq!(Error::from(cuda(lost)).shortage(), None);
+        assert_eq!(Error::from(Candle::Msg(spent.to_owned())).shortage(), None);
+        let engine = EngineError::NotNow { need: 10, free: 4 };
+        assert_eq!(Error::from(through_candle(engine)).shortage(), Some(6));
     }
 }

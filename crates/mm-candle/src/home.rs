@@ -92,7 +92,7 @@ impl Home {
         match self.swap(Storage::Cpu(storage)) {
             Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => Ok(()),
             Ok(occupied) => {
-                let ours = self.swap(occupied).ok().and_then(|storage| host(storage).ok());
+                let ours = self.swap(occupied).ok().and_then(host);
                 Err((ours.map_or_else(nothing, AnyBuffer::Host), "it is occupied".to_owned()))
             }
             // The op only fails before it has run; the memory went with it.
@@ -106,11 +106,12 @@ impl Home {
             return card::take(&self.tensor, &self.lent).map(AnyBuffer::Cuda);
         }
         let storage = self.swap(Storage::Cpu(refusing())).map_err(|e| e.to_string())?;
-        host(storage).map(AnyBuffer::Host).map_err(|_| "it is empty".to_owned())
+        host(storage).map(AnyBuffer::Host).ok_or_else(|| "it is empty".to_owned())
     }
 
     fn swap(&self, storage: Storage) -> candle_core::Result<Storage> {
-        swap(&self.tensor, storage).map_err(|(_, error)| error)
+        let (had, outcome) = swap(&self.tensor, storage);
+        outcome.and_then(|()| had.ok_or_else(|| Error::msg("a swap lost its memory")))
     }
 }
 
@@ -126,41 +127,14 @@ const fn refusing() -> CpuStorage {
     CpuStorage::F8E8M0(Vec::new())
 }
 
-/// Gives a home this memory and returns what it had; on an error this memory.
-pub(crate) fn swap(home: &Tensor, storage: Storage) -> Result<Storage, (Option<Storage>, Error)> {
+/// Exchanges a home's memory for this, and returns what it had; where that fails, this.
+pub(crate) fn swap(home: &Tensor, storage: Storage) -> (Option<Storage>, candle_core::Result<()>) {
     let cell = Swap(Mutex::new(Some(storage)));
     let outcome = home.inplace_op1(&cell);
-    match (outcome, cell.0.into_inner()) {
-        (Ok(()), Some(storage)) => Ok(storage),
-        (Ok(()), None) => Err((None, Error::msg("a swap lost its storage"))),
-        (Err(error), storage) => Err((storage, error)),
-    }
+    (cell.0.into_inner(), outcome)
 }
 
 struct Swap(Mutex<Option<Storage>>);
-
-impl Swap {
-    /// Puts the memory in, if it is of the same kind.
-    fn exchange<S>(
-        &self,
-        storage: &mut S,
-        kind: impl Fn(S) -> Storage,
-        of: impl Fn(Storage) -> Result<S, Storage>,
-    ) -> candle_core::Result<()> {
-        let mut cell = self.0.lock();
-        match cell.take().map(of) {
-            Some(Ok(new)) => {
-                *cell = Some(kind(std::mem::replace(storage, new)));
-                Ok(())
-            }
-            Some(Err(stranger)) => {
-                *cell = Some(stranger);
-                bail!("memory of another device")
-            }
-            None => Ok(()),
-        }
-    }
-}
 
 impl InplaceOp1 for Swap {
     fn name(&self) -> &'static str {
@@ -168,11 +142,19 @@ impl InplaceOp1 for Swap {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        self.exchange(storage, Storage::Cpu, |new| if let Storage::Cpu(new) = new { Ok(new) } else { Err(new) })
+        match self.0.lock().as_mut() {
+            Some(Storage::Cpu(new)) => std::mem::swap(storage, new),
+            _ => bail!("memory of another device"),
+        }
+        Ok(())
     }
 
     fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
-        self.exchange(storage, Storage::Cuda, |new| if let Storage::Cuda(new) = new { Ok(new) } else { Err(new) })
+        match self.0.lock().as_mut() {
+            Some(Storage::Cuda(new)) => std::mem::swap(storage, new),
+            _ => bail!("memory of another device"),
+        }
+        Ok(())
     }
 }
 
@@ -206,11 +188,8 @@ impl Homes<AnyBuffer> for CandleHomes {
     }
 }
 
-fn host(storage: Storage) -> Result<HostBuffer, Storage> {
-    match storage {
-        Storage::Cpu(storage) => from_storage(storage).map_err(Storage::Cpu),
-        other => Err(other),
-    }
+fn host(storage: Storage) -> Option<HostBuffer> {
+    if let Storage::Cpu(storage) = storage { from_storage(storage).ok() } else { None }
 }
 
 pub(crate) fn into_storage(buffer: HostBuffer) -> CpuStorage {

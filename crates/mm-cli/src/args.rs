@@ -144,7 +144,7 @@ pub(crate) struct RunArgs {
     /// What to lead away from
     #[arg(long, default_value = "")]
     pub(crate) negative: String,
-    /// How strongly to follow the prompt; 0 makes no negative pass
+    /// How strongly to follow the prompt; 0 makes no negative pass (Stable Diffusion 3: up to 1; FLUX.1 never makes one)
     #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 3.0)]
     pub(crate) guidance: f64,
     /// Denoising steps
@@ -183,6 +183,10 @@ pub(crate) struct RunArgs {
     /// Run exactly this plan, or the one in this answer of `mm run --json`
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
+    /// Measure this machine and the model while it runs, plan with what was measured, and keep it for the next run that is
+    /// calibrated
+    #[arg(long, conflicts_with = "plan")]
+    pub(crate) calibrate: bool,
     /// Record what happened when: as a page for a browser, .html, or as a Chrome trace, .json, which opens in Perfetto and
     /// with `mm trace`
     #[arg(long, value_name = "FILE")]

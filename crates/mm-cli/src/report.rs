@@ -1,5 +1,6 @@
 //! What a run did.
 
+use crate::calibrate;
 use crate::exit::Failure;
 use crate::memory::Peaks;
 use crate::plan_table::sentence;
@@ -66,13 +67,14 @@ impl Report {
         image: &Path,
         png: &[u8],
         manager: &Manager,
-        plan: &Plan,
+        (plan, planned): (&Plan, u64),
         sampled: Option<Peaks>,
         took: Duration,
     ) -> Self {
         let (memory, cache) = (manager.memory(), manager.cache().stats());
         let passes: Vec<Passes> = manager.stats().into_iter().map(|(name, stats)| Passes::of(name, &stats)).collect();
         let mut notes = plan.notes.clone();
+        notes.extend(calibrate::notes(manager));
         if sampled.is_none() {
             let text =
                 "activation and host memory are not known: this system does not tell a process's anonymous memory.";
@@ -87,7 +89,7 @@ impl Report {
             seconds: took.as_secs_f64(),
             peak: Peak {
                 device: memory.peak,
-                planned_device: plan.peak.device,
+                planned_device: planned,
                 budget: memory.budget,
                 activation: sampled.activation,
                 host_anon: sampled.anonymous,

@@ -1,6 +1,7 @@
 //! `mm run`: an image, by a pipeline whose memory is managed.
 
 use crate::args::{DeviceName, RunArgs};
+use crate::calibrate;
 use crate::exit::{Failure, Stage};
 use crate::memory::Watch;
 use crate::output::OutputFile;
@@ -10,9 +11,9 @@ use crate::workload::side;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use mm_candle::{LoadSpec, Manager, load_unmanaged};
-use mm_diffusion::{Generated, LoadOptions, Passes, Request, ZImage};
+use mm_diffusion::{Generated, LoadOptions, Passes, Pipeline, Request};
 use mm_engine::{EngineError, timeline::Form};
-use mm_plan::{Plan, Policy};
+use mm_plan::{Machine, Plan, Policy};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -29,10 +30,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     // All that can be refused is refused before the work starts.
     let outputs = Outputs::check(args)?;
     let plan = args.plan.as_deref().map(read_plan).transpose()?;
-    let manager = manager(args)?;
-    let bar = bar(args);
+    let machine = machine(args);
+    let manager = manager(args, &machine)?;
+    let bar = bar();
     let pipeline = load(args, &manager)?;
     let request = request(args)?;
+    bar.set_length(pipeline.passes(&request));
+    if args.calibrate {
+        calibrate::start(&manager, &machine, &request)?;
+    }
     let plan = match plan {
         Some(plan) => manager.apply_plan(plan).map_err(|error| refused(error, args))?,
         None => manager.apply()?,
@@ -46,6 +52,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let memory = watch.stop();
     bar.finish_and_clear();
     let generated = generated.map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
+    // A run that is calibrated may have planned anew; no plan that was in force took more than this.
+    let planned = plan.peak.device.max(manager.plan().map_or(0, |plan| plan.peak.device));
+    let plan = manager.plan().unwrap_or(plan);
 
     let png = encode(&generated, &request)?;
     outputs.image.write(&png)?;
@@ -53,10 +62,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         trace.save(file).map_err(|error| Failure::of_pipeline(error, Stage::Run))?;
     }
     if let Some((file, form)) = &outputs.timeline {
-        let trace = manager.timeline().trace(manager.memory().budget, plan.peak.device);
+        let trace = manager.timeline().trace(manager.memory().budget, planned);
         file.write(trace.render(*form).as_bytes())?;
     }
-    Report::new(&args.output, &png, &manager, &plan, memory, started.elapsed()).print(args.json)
+    Report::new(&args.output, &png, &manager, (&*plan, planned), memory, started.elapsed()).print(args.json)
 }
 
 struct Outputs {
@@ -101,22 +110,26 @@ fn refused(error: EngineError, args: &RunArgs) -> Failure {
     }
 }
 
-/// A manager of host memory under the budget asked for, or of all that is available.
-fn manager(args: &RunArgs) -> Result<Manager, Failure> {
+/// Host memory under the budget asked for, or all that is available.
+fn machine(args: &RunArgs) -> Machine {
     let mut machine = mm_probe::probe().host_machine(args.vram.or(args.ram));
     present(&mut machine, None, args.ram);
-    let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
-    Manager::cpu(machine, policy).map_err(Failure::of_engine)
+    machine
 }
 
-fn load(args: &RunArgs, manager: &Manager) -> Result<ZImage, Failure> {
+fn manager(args: &RunArgs, machine: &Machine) -> Result<Manager, Failure> {
+    let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
+    Manager::cpu(machine.clone(), policy).map_err(Failure::of_engine)
+}
+
+fn load(args: &RunArgs, manager: &Manager) -> Result<Pipeline, Failure> {
     let encode = if args.guidance > 0.0 { 2 } else { 1 };
     // The tensors on the way include one more pass.
     let denoise = args.steps + u32::from(args.dump.is_some());
     let passes = Passes { encode, denoise, ..Passes::default() };
     let options = LoadOptions { passes, ..load_options(args.device, args.dtype)? };
     let folder = folder(&args.path, args.variant.as_ref())?;
-    ZImage::load(&folder, &options, manager).map_err(|error| Failure::of_pipeline(error, Stage::Load))
+    Pipeline::load(&folder, &options, manager).map_err(|error| Failure::of_pipeline(error, Stage::Load))
 }
 
 fn request(args: &RunArgs) -> Result<Request, Failure> {
@@ -145,9 +158,8 @@ fn request(args: &RunArgs) -> Result<Request, Failure> {
 }
 
 /// On a terminal only; nothing is drawn elsewhere.
-fn bar(args: &RunArgs) -> ProgressBar {
-    let passes = u64::from(args.steps) + if args.guidance > 0.0 { 3 } else { 2 };
-    let bar = ProgressBar::new(passes).with_message("loading").with_finish(ProgressFinish::AndClear);
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0).with_message("loading").with_finish(ProgressFinish::AndClear);
     if let Ok(style) = ProgressStyle::with_template("{msg:12} {wide_bar} {pos}/{len} passes, {eta} left") {
         bar.set_style(style);
     }

@@ -1,6 +1,6 @@
 //! What a pipeline's components are to the planner, without reading their weights.
 
-use crate::{Error, Folder, LoadOptions, Loader, ZImage};
+use crate::{Error, Folder, LoadOptions, Loader, Pipeline};
 use candle_core::Result;
 use candle_nn::VarBuilder;
 use mm_candle::{Component, LoadSpec};
@@ -10,10 +10,10 @@ use std::sync::Mutex;
 /// `options`. Only headers are read.
 ///
 /// # Errors
-/// As [`ZImage::load`].
+/// As [`Pipeline::load`].
 pub fn describe(folder: &Folder, options: &LoadOptions) -> std::result::Result<Vec<mm_plan::Component>, Error> {
     let describing = Describing::default();
-    ZImage::load(folder, options, &describing)?;
+    Pipeline::load(folder, options, &describing)?;
     // Nothing panics while the lock is held.
     Ok(describing.0.into_inner().unwrap_or_default())
 }

@@ -70,6 +70,12 @@ impl Folder {
         }
     }
 
+    /// Whether the pipeline was saved without this component.
+    pub(crate) fn lacks(&self, component: &str) -> bool {
+        let class = self.index.get(component).and_then(|entry| entry.get(1));
+        class.is_some_and(serde_json::Value::is_null)
+    }
+
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
         self.root.join(relative)
     }

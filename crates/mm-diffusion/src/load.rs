@@ -52,7 +52,7 @@ impl Default for LoadOptions {
 /// Forwards of each component per request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passes {
-    /// Of the text encoder: one prompt, or two with guidance.
+    /// Of the text encoder: one prompt, or two with guidance. FLUX.1 always encodes one.
     pub encode: u32,
     /// Of the transformer: one per step. Guidance makes the pass a batch of two, not two passes.
     pub denoise: u32,

@@ -1,7 +1,7 @@
 //! The Qwen3 language model as a text encoder: the hidden state before its last layer.
 
-use crate::{Error, check::Check, folder::Folder};
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use crate::{Error, check::Check, folder::Folder, layers::attention};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Embedding, Linear, RmsNorm, VarBuilder, embedding, linear_b, linear_no_bias, rms_norm};
 use candle_transformers::utils::repeat_kv;
 use mm_candle::Blocks;
@@ -213,17 +213,4 @@ impl Attention {
         let h = attention(&q, &k, &repeat_kv(v, groups)?, Some(&context.causal))?;
         self.out.forward(&h)
     }
-}
-
-/// Softmax attention over `[batch, heads, tokens, width]`, its weights in f32; `mask` is added to the
-/// scores. Returns `[batch, tokens, heads * width]`.
-pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
-    let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
-    let scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * scale)?;
-    let scores = match mask {
-        Some(mask) => scores.broadcast_add(mask)?,
-        None => scores,
-    };
-    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
-    weights.matmul(v)?.transpose(1, 2)?.flatten_from(2)
 }

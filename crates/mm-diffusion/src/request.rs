@@ -10,7 +10,8 @@ pub struct Request {
     pub prompt: String,
     /// What to lead away from; only read with guidance.
     pub negative: String,
-    /// How strongly: `positive + guidance × (positive − negative)`. Zero makes no negative pass.
+    /// How strongly: `positive + guidance × (positive − negative)`. Zero makes no negative pass. To [`Flux`](crate::Flux) it is
+    /// an input of its transformer; [`Sd3`](crate::Sd3) counts from the negative. Each is the `guidance_scale` of diffusers' pipeline.
     pub guidance: f64,
     /// Denoising steps.
     pub steps: u32,
@@ -47,7 +48,7 @@ impl Default for Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// `text_encoder`, `transformer` or `vae`.
+    /// `text_encoder`, `transformer` or `vae`; other families' `text_encoder_2` and `text_encoder_3`.
     pub component: &'static str,
     /// Passes of it that are done, from 1.
     pub pass: u32,

@@ -105,22 +105,63 @@ impl Scheduler {
     /// `Request`: no steps, or more than [`Self::most_steps`]; one step where the last is to be stretched.
     pub fn schedule(&self, steps: u32, tokens: usize) -> Result<Schedule, Error> {
         let config = &self.config;
-        if !(1..=self.most_steps()).contains(&steps) {
-            return Err(Error::request("steps", steps, format!("expected 1 to {}", self.most_steps())));
-        }
+        self.check(steps)?;
         let mut sigmas = linspace(1.0, (1.0 / f64::from(steps)) as f32, steps);
         let shift: Box<dyn Fn(f32) -> f32> = if config.use_dynamic_shifting {
-            let mu = self.mu(tokens);
-            let numerator = match config.time_shift_type {
-                TimeShift::Exponential => mu.exp() as f32,
-                TimeShift::Linear => mu as f32,
-            };
-            Box::new(move |sigma| numerator / (numerator + (1.0 / sigma - 1.0)))
+            let numerator = self.numerator(tokens);
+            Box::new(move |sigma| numerator as f32 / (numerator as f32 + (1.0 / sigma - 1.0)))
         } else {
             let shift = config.shift;
             Box::new(move |sigma| shift * sigma / (1.0 + (shift - 1.0) * sigma))
         };
         sigmas.iter_mut().for_each(|sigma| *sigma = shift(*sigma));
+        self.finish(sigmas)
+    }
+
+    /// The same from the noisiest to the least noisy level of training, which is where pipelines go that choose no levels of
+    /// their own: the first is shifted twice, in double precision.
+    ///
+    /// # Errors
+    /// As [`Self::schedule`].
+    pub fn training_schedule(&self, steps: u32, tokens: usize) -> Result<Schedule, Error> {
+        self.check(steps)?;
+        let config = &self.config;
+        let (shift, train) = (f64::from(config.shift), f64::from(config.num_train_timesteps));
+        let least = (1.0 / train) as f32;
+        let least = match config.use_dynamic_shifting {
+            true => least,
+            false => config.shift * least / (1.0 + (config.shift - 1.0) * least),
+        };
+        let (most, least) = (train, f64::from(least) * train);
+        let step = if steps > 1 { (least - most) / f64::from(steps - 1) } else { 0.0 };
+        let numerator = self.numerator(tokens);
+        let shifted = |i| {
+            let sigma = if i > 0 && i + 1 == steps { least } else { f64::from(i) * step + most } / train;
+            match config.use_dynamic_shifting {
+                true => numerator / (numerator + (1.0 / sigma - 1.0)),
+                false => shift * sigma / (1.0 + (shift - 1.0) * sigma),
+            }
+        };
+        self.finish((0..steps).map(|i| shifted(i) as f32).collect())
+    }
+
+    fn check(&self, steps: u32) -> Result<(), Error> {
+        if (1..=self.most_steps()).contains(&steps) {
+            return Ok(());
+        }
+        Err(Error::request("steps", steps, format!("expected 1 to {}", self.most_steps())))
+    }
+
+    /// What shifts the levels of an image of this size.
+    fn numerator(&self, tokens: usize) -> f64 {
+        match self.config.time_shift_type {
+            TimeShift::Exponential => self.mu(tokens).exp(),
+            TimeShift::Linear => self.mu(tokens),
+        }
+    }
+
+    fn finish(&self, mut sigmas: Vec<f32>) -> Result<Schedule, Error> {
+        let (config, steps) = (&self.config, sigmas.len());
         if let (Some(terminal), Some(&last)) = (config.shift_terminal.filter(|&t| t != 0.0), sigmas.last()) {
             let scale = (1.0 - last) / (1.0 - terminal);
             if scale <= 0.0 {
@@ -202,6 +243,17 @@ mod tests {
         // 1 - (1 - s) * 0.9 / 0.75
         close(&stretched.schedule(4, 64).unwrap().sigmas, &[1.0, 0.7, 0.4, 0.1, 0.0]);
         assert!(stretched.schedule(1, 64).unwrap_err().to_string().contains("shift_terminal"));
+    }
+
+    #[test]
+    fn levels_of_training_end_at_the_least() {
+        let schedule = scheduler(r#"{"shift": 3.0}"#).training_schedule(3, 64).unwrap();
+        // From 1000 to 3 / (1 + 0.002), shifted: 3s / (1 + 2s).
+        let least = 0.003 / 1.002;
+        let shifted = |s: f64| (3.0 * s / (1.0 + 2.0 * s)) as f32;
+        close(&schedule.sigmas, &[1.0, shifted((1.0 + least) / 2.0), shifted(least), 0.0]);
+        assert_eq!(scheduler("{}").training_schedule(1, 64).unwrap().sigmas, [1.0, 0.0]);
+        assert!(scheduler("{}").training_schedule(0, 64).is_err());
     }
 
     #[test]

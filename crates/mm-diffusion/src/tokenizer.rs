@@ -7,7 +7,10 @@ use crate::{
 };
 use minijinja::Value;
 use serde::Deserialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 use tokenizers::TruncationParams;
 
 /// More tokens than this are cut off, as in the reference pipeline.
@@ -81,7 +84,19 @@ impl Tokenizer {
     }
 }
 
-fn refused(file: &std::path::Path, error: &minijinja::Error) -> Error {
+/// Checks that a text encoder knows these ids.
+pub(crate) fn in_vocabulary(ids: &[u32], size: usize, file: &Path) -> Result<(), Error> {
+    let Some(id) = ids.iter().find(|&&id| id as usize >= size) else { return Ok(()) };
+    let reason = format!("token {id} is beyond the text encoder's vocab_size, {size}");
+    Err(Error::Tokenizer { file: file.to_owned(), reason })
+}
+
+/// The text of a special token: stored as text, or as an object with the text in `content`.
+pub(crate) fn token_text(value: &serde_json::Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+fn refused(file: &Path, error: &minijinja::Error) -> Error {
     Error::Tokenizer { file: file.to_owned(), reason: format!("chat template: {error:#}") }
 }
 
@@ -92,9 +107,20 @@ fn stored_template(config: &BTreeMap<String, serde_json::Value>) -> Option<Strin
     }
 }
 
-/// Stored as text, or as an object with the text in `content`.
 fn special_tokens(config: &BTreeMap<String, serde_json::Value>) -> Value {
-    let text = |value: &serde_json::Value| value.as_str().or(value.get("content")?.as_str()).map(str::to_owned);
     let tokens = config.iter().filter(|(key, _)| key.ends_with("_token"));
-    Value::from_serialize(tokens.filter_map(|(key, value)| Some((key, text(value)?))).collect::<BTreeMap<_, _>>())
+    Value::from_serialize(tokens.filter_map(|(key, value)| Some((key, token_text(value)?))).collect::<BTreeMap<_, _>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::token_text;
+    use serde_json::json;
+
+    #[test]
+    fn special_tokens_are_text_or_hold_it() {
+        assert_eq!(token_text(&json!("<pad>")).as_deref(), Some("<pad>"));
+        assert_eq!(token_text(&json!({ "content": "<pad>", "lstrip": false })).as_deref(), Some("<pad>"));
+        assert_eq!(token_text(&json!(null)), None);
+    }
 }

@@ -1,7 +1,7 @@
 //! The tensors on the way to an image, for comparison with another implementation.
 
-use crate::Error;
-use candle_core::Tensor;
+use crate::{Error, Request};
+use candle_core::{Device, Tensor};
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Tensors by name: `input_ids`, `prompt_embeds`, `negative_prompt_embeds`, `initial_latents`,
-/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`.
+/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; other families' `input_ids_2`, `input_ids_3`, `pooled_prompt_embeds`.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// The tensors.
@@ -19,6 +19,27 @@ pub struct Trace {
 }
 
 impl Trace {
+    pub(crate) fn start(request: &Request) -> Self {
+        let metadata = [
+            ("prompt", request.prompt.clone()),
+            ("negative_prompt", request.negative.clone()),
+            ("guidance_scale", format!("{:?}", request.guidance)),
+            ("steps", request.steps.to_string()),
+            ("seed", request.seed.to_string()),
+            ("width", request.width.to_string()),
+            ("height", request.height.to_string()),
+        ];
+        Self { metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(), ..Self::default() }
+    }
+
+    /// Token ids, in the dtype in which the reference keeps them.
+    pub(crate) fn add_ids(&mut self, name: &str, ids: &[u32]) -> Result<(), Error> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let count = ids.len();
+        self.add(name, Tensor::from_vec(ids, count, &Device::Cpu)?);
+        Ok(())
+    }
+
     pub(crate) fn add(&mut self, name: &str, tensor: Tensor) {
         self.tensors.insert(name.to_owned(), tensor);
     }

@@ -30,6 +30,14 @@ pub enum EngineError {
         /// Bytes free.
         free: u64,
     },
+    /// Memory ran out in a copy or while computing: run again (what could be given up has been), wait, or give a smaller budget.
+    #[error(
+        "out of device memory: {reason}; run it again with fewer other programs, a smaller budget or smaller inputs"
+    )]
+    OutOfMemory {
+        /// Who said so, and what.
+        reason: String,
+    },
     /// Host memory may not be page-locked: raise the limit, or plan for less of it.
     #[error(
         "{need} more bytes of host memory can't be page-locked{}; raise the limit, or page-lock less",
@@ -85,6 +93,18 @@ pub enum EngineError {
     /// A tensor library refused a swap, or an invariant of ours broke. A bug: please report it.
     #[error("internal error (this is a bug, please report it): {0}")]
     Internal(String),
+}
+
+impl EngineError {
+    /// Whether device memory ran out, and how many bytes were asked for that were not there; zero: not known.
+    pub const fn shortage(&self) -> Option<u64> {
+        match self {
+            Self::NotNow { need, free } => Some(need.saturating_sub(*free)),
+            Self::OverBudget { need, in_use, budget } => Some(need.saturating_sub(budget.saturating_sub(*in_use))),
+            Self::OutOfMemory { .. } => Some(0),
+            _ => None,
+        }
+    }
 }
 
 /// Result of engine calls.

@@ -57,21 +57,31 @@
 //!    the order of groups is learned (`tests/pass.rs`, `tests/timeline.rs`).
 //! 4. **Faults**: whichever call of the device fails, once or for ever, the error is told or the run is right, nothing leaks, and the
 //!    next run is right (`tests/faults.rs`).
-//! 5. **No hang**: threads whose components fit the device together run beside each other, others in turn, and nobody is put off for
+//! 5. **Out of memory is survived**: in loading, a copy or computing. Idle components leave, residents become streamed, slots go, and the
+//!    pass is tried again with the same bytes; what was given up comes back. As long as the least fits, whatever others take, each
+//!    request is right (`tests/faults.rs`, `tests/laws/survival.rs`; the rules alone in `tests/survival.rs`).
+//! 6. **No hang**: threads whose components fit the device together run beside each other, others in turn, and nobody is put off for
 //!    ever; too many leases, a run inside itself, and whatever could only be waited for without end are [`EngineError::Misuse`] at
 //!    once (`tests/laws/concurrency.rs`; the rules alone against every order in `tests/admission.rs`, the waiting under a checker of schedules
 //!    in `tests/schedules.rs`). A [`Run`] that was forgotten keeps other threads out of its component.
-//! 6. **A plan is run exactly or refused** with the place where it differs (`tests/laws/plans.rs`). Another plan is put in force whole or not
+//! 7. **A plan is run exactly or refused** with the place where it differs (`tests/laws/plans.rs`). Another plan is put in force whole or not
 //!    at all, and touches only what it places differently (`tests/laws/{transitions,overrides}.rs`).
-//! 7. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
+//! 8. **Files may change**: weights are read by position, never through a mapping; a file truncated or written in place since
 //!    it was opened is [`EngineError::Source`], never other weights and never the end of the process (`tests/files.rs`).
-//! 8. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
-//! 9. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
-//!    program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
-//! 10. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
+//! 9. **The budget is hard**, and a refused allocation leaves the account right (`tests/host_device.rs`).
+//! 10. **As planned**: on a virtual clock, whatever the planner makes of 10,000 generated machines and models, each copy and each
+//!     compute starts and ends at the nanosecond that `mm_plan::simulate` says (`tests/simulated`).
+//! 11. **Host tiers are those of the plan**, or [`ModuleStats::notes`] say which are not, and why; page-locked bytes are booked before they
+//!     are allocated (`tests/tiers.rs`, `tests/cuda_tiers.rs`).
+//! 12. **CUDA** (feature `cuda`): the same laws hold on a `CudaDevice`, over a fake driver that ends the
+//!     program on misuse, whichever of its calls fails (`tests/cuda*.rs`). Not yet run on a card.
+//! 13. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
+//! 14. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
+//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`).
 #![deny(unsafe_code)]
 
+pub mod calibrate;
 mod cast;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -85,9 +95,18 @@ mod scope;
 mod slab;
 mod slots;
 mod source;
+mod sync;
 mod tiers;
 pub mod timeline;
 
+#[cfg(test)]
+extern crate self as mm_engine;
+/// Among the unit tests, because only they can describe weights larger than any machine.
+#[cfg(test)]
+#[path = "../tests/simulated/mod.rs"]
+mod simulated;
+
+pub use calibrate::Calibration;
 pub use cast::can_cast;
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
@@ -95,12 +114,13 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 #[cfg(feature = "cuda")]
 pub use cudarc;
 pub use device::{
-    AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource, CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy,
-    HostDevice, HostMemory, Reservation,
+    AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource, CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer,
+    HostCopy, HostDevice, HostMemory, Reservation,
 };
 pub use error::{EngineError, Result};
 pub use manager::{
-    Managed, Managing, ModelManager, Pipeline, Registration, Run, Share, SourceRegistration, StrategyOverride, managed,
+    Managed, Managing, ModelManager, Pipeline, Registration, Released, Run, Share, SourceRegistration,
+    StrategyOverride, managed,
 };
 pub use module::{GroupLease, Homes, Module, ModuleSpec, ModuleStats, Place, StackSpec};
 pub use scope::{DeviceScope, device_scope, scoped_device, scoped_dtype};

@@ -4,17 +4,12 @@ use crate::{
     Device, EngineError, Result, Slab,
     device::CopyFailed,
     placement::Placement,
+    sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release},
     timeline::{Kind, Label, Timeline},
 };
 use mm_plan::{Component, ComponentPlan, Granularity, Group, Slab as SlabSize, Stack};
-use parking_lot::{Mutex, RwLock};
-use std::sync::{
-    Arc,
-    atomic::{
-        AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
-    },
-};
+use parking_lot::RwLock;
+use std::sync::Arc;
 
 /// Which part of a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +81,7 @@ impl<B> ModuleSpec<B> {
 }
 
 pub(crate) struct GroupEntry {
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
     pub(crate) slabs: Vec<Arc<Slab>>,
 }
 
@@ -124,6 +119,7 @@ pub struct Module<D: Device> {
     title: RwLock<Arc<str>>,
     /// The number of the manager that has it; zero: none.
     owner: AtomicU64,
+    host_memory: AtomicU64,
 }
 
 const PASSES_KEPT: usize = 10_000;
@@ -156,6 +152,7 @@ impl<D: Device> Module<D> {
             loads: AtomicU64::new(0),
             title: RwLock::new(title),
             owner: AtomicU64::new(0),
+            host_memory: AtomicU64::new(0),
         })
     }
 
@@ -174,6 +171,16 @@ impl<D: Device> Module<D> {
         if **current != *title {
             *current = title.into();
         }
+    }
+
+    /// Bytes of memory that the host has for it; `None`: nobody knows.
+    pub(crate) fn host_memory(&self) -> Option<u64> {
+        Some(self.host_memory.load(Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    /// Zero: nobody knows.
+    pub(crate) fn set_host_memory(&self, bytes: u64) {
+        self.host_memory.store(bytes, Relaxed);
     }
 
     /// Whether that manager has it now. It is one manager's at a time: two would not know what the other holds.
@@ -218,9 +225,9 @@ impl<D: Device> Module<D> {
         Ok(())
     }
 
-    /// Takes everything off the device; reports the first thing that went wrong, after all was tried.
-    pub(crate) fn unload(&self) -> Result<()> {
-        self.placement.lock().take().map_or(Ok(()), |(_, placement)| placement.unload(self))
+    /// Takes everything off the device; the bytes, or the first thing that went wrong, after all was tried.
+    pub(crate) fn unload(&self) -> Result<u64> {
+        self.placement.lock().take().map_or(Ok(0), |(_, placement)| placement.unload(self))
     }
 
     pub(crate) fn begin_pass(&self) {

@@ -11,12 +11,19 @@ pub(crate) struct Order {
     sequence: Vec<usize>,
     cursor: usize,
     trace: Vec<usize>,
+    /// No pass follows this one.
+    last: bool,
 }
 
 impl Order {
     /// Assumes the order in which the groups were built.
     pub(crate) const fn new(streamed: Vec<usize>) -> Self {
-        Self { sequence: streamed, cursor: 0, trace: Vec::new() }
+        Self { sequence: streamed, cursor: 0, trace: Vec::new(), last: false }
+    }
+
+    /// A pass begins; `last`: none is expected to follow, so what comes after its end is not foreseen.
+    pub(crate) const fn begin_pass(&mut self, last: bool) {
+        self.last = last;
     }
 
     /// `group` is asked for now.
@@ -24,7 +31,7 @@ impl Order {
         let length = self.sequence.len();
         let ahead = (0..length).map(|step| (self.cursor + step) % length);
         if let Some(position) = ahead.into_iter().find(|p| self.sequence[*p] == group) {
-            self.cursor = (position + 1) % length;
+            self.cursor = position + 1;
         }
         if self.trace.len() < LONGEST {
             self.trace.push(group);
@@ -40,9 +47,10 @@ impl Order {
         self.cursor = 0;
     }
 
-    /// The next `count` different groups, across the end of the pass.
+    /// The next `count` different groups, across the end of the pass unless it is the last.
     pub(crate) fn next(&self, count: usize) -> Vec<usize> {
         let (passed, ahead) = self.sequence.split_at(self.cursor.min(self.sequence.len()));
+        let passed = if self.last { &[] } else { passed };
         let mut seen = BTreeSet::new();
         ahead.iter().chain(passed).copied().filter(|group| seen.insert(*group)).take(count).collect()
     }
@@ -59,6 +67,20 @@ mod tests {
         order.visit(0);
         order.visit(2);
         assert_eq!(order.next(2), [4, 0]);
+    }
+
+    #[test]
+    fn nothing_follows_the_last_pass() {
+        let mut order = Order::new(vec![0, 2, 4]);
+        order.begin_pass(true);
+        order.visit(0);
+        order.visit(2);
+        assert_eq!(order.next(2), [4]);
+        order.visit(4);
+        assert!(order.next(2).is_empty());
+        order.end_pass(true);
+        order.begin_pass(false);
+        assert_eq!(order.next(2), [0, 2]);
     }
 
     #[test]

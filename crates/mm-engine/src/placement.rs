@@ -1,6 +1,8 @@
 //! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
 
-use crate::{Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers};
+use crate::{
+    Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers, timeline::Kind,
+};
 use mm_plan::ComponentPlan;
 
 /// A slab that lies in its home.
@@ -12,6 +14,11 @@ pub(crate) struct Placement<D: Device> {
     slots: Slots<D>,
     order: Order,
     active: bool,
+    /// The pass, as the device's profiler is told of it.
+    profiled: Option<Box<dyn Send>>,
+    passes: u32,
+    /// The pass after which it is expected to leave the device: the last of a request, where the plan does not keep it.
+    last: Option<u32>,
     /// The first error of a call that could not return it; the next call reports it.
     deferred: Option<EngineError>,
 }
@@ -28,8 +35,17 @@ impl<D: Device> Placement<D> {
         }
         let streamed: Vec<usize> = (0..resident.len()).filter(|g| !resident[*g]).collect();
         let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
-        let mut placement =
-            Self { placed: Vec::new(), order: Order::new(streamed), resident, slots, active: false, deferred: None };
+        let mut placement = Self {
+            placed: Vec::new(),
+            order: Order::new(streamed),
+            resident,
+            slots,
+            active: false,
+            profiled: None,
+            passes: 0,
+            last: (!plan.keep).then_some(module.description().passes),
+            deferred: None,
+        };
         match placement.fill(module).and_then(|()| placement.prepare(module, plan)) {
             Ok(()) => {
                 placement.prefetch(module);
@@ -95,13 +111,17 @@ impl<D: Device> Placement<D> {
         outcome
     }
 
-    /// Gives everything back; reports the first error after all was tried.
-    pub(crate) fn unload(mut self, module: &Module<D>) -> Result<()> {
-        let mut outcome = self.deferred.take().map_or(Ok(()), Err);
-        outcome = outcome.and(self.slots.free(module));
+    /// Gives everything back; the bytes, or the first error after all was tried.
+    pub(crate) fn unload(mut self, module: &Module<D>) -> Result<u64> {
+        let deferred = self.deferred.take().map_or(Ok(()), Err);
+        let slots = self.slots.free(module);
+        let mut outcome = deferred.and(slots);
         for (place, slab) in self.placed.drain(..) {
             match module.homes.take(place, slab) {
-                Ok(buffer) => module.device.free(buffer),
+                Ok(buffer) => {
+                    module.device.free(buffer);
+                    outcome = outcome.map(|bytes| bytes + module.entry(place).slabs[slab].bytes());
+                }
                 Err(reason) => outcome = outcome.and(Err(EngineError::Internal(reason))),
             }
         }
@@ -114,13 +134,20 @@ impl<D: Device> Placement<D> {
 
     pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
         self.active = true;
+        self.profiled = module.device.profile(Kind::Pass, &module.whole());
+        self.passes = self.passes.saturating_add(1);
+        // Copies for a pass that never comes would hold up the component that comes instead.
+        self.order.begin_pass(self.last == Some(self.passes));
         self.prefetch(module);
     }
 
     pub(crate) fn end_pass(&mut self, module: &Module<D>, complete: bool) -> Result<()> {
         self.active = false;
+        self.profiled = None;
         self.order.end_pass(complete);
-        self.prefetch(module);
+        if self.last != Some(self.passes) {
+            self.prefetch(module);
+        }
         self.deferred.take().map_or(Ok(()), Err)
     }
 

@@ -4,7 +4,7 @@ use crate::{
     EngineError, Result,
     cast::{can_cast, cast},
 };
-use mm_cache::TensorSlice;
+use mm_cache::{TensorSlice, WeightsError};
 use mm_plan::DType;
 use std::cell::RefCell;
 
@@ -18,6 +18,8 @@ pub const fn align(bytes: u64) -> u64 {
 
 /// What is cast is read in pieces of this many bytes, which stay in a core's own cache until they are cast.
 const PIECE: usize = 256 << 10;
+/// The same where the disk is read each time, whose short reads are slow.
+const PIECE_OF_DISK: usize = 4 << 20;
 
 thread_local! {
     /// The piece under way; as `u64` so that every element type is aligned in it.
@@ -37,12 +39,35 @@ pub struct Slab {
     dtype: DType,
     bytes: u64,
     parts: Vec<Part>,
+    /// Bytes in the stored form of what is not there.
+    #[cfg(test)]
+    hollow: u64,
+    around_cache: bool,
 }
 
 impl Slab {
     /// An empty slab of one device dtype.
     pub const fn new(dtype: DType) -> Self {
-        Self { dtype, bytes: 0, parts: Vec::new() }
+        Self {
+            dtype,
+            bytes: 0,
+            parts: Vec::new(),
+            around_cache: false,
+            #[cfg(test)]
+            hollow: 0,
+        }
+    }
+
+    /// A slab of any size with nothing in it, for tests that copy nothing.
+    #[cfg(test)]
+    pub(crate) fn hollow(dtype: DType, bytes: u64, host_bytes: u64) -> Self {
+        Self { dtype, bytes, parts: Vec::new(), around_cache: false, hollow: host_bytes }
+    }
+
+    /// The same, read around the page cache: for weights that would not fit there.
+    #[must_use]
+    pub(crate) fn around_cache(&self) -> Self {
+        Self { around_cache: true, ..self.clone() }
     }
 
     /// Appends a tensor; returns its offset in bytes.
@@ -66,7 +91,16 @@ impl Slab {
 
     /// Bytes in the stored form.
     pub fn host_bytes(&self) -> u64 {
+        #[cfg(test)]
+        if self.parts.is_empty() {
+            return self.hollow;
+        }
         self.parts.iter().map(|p| p.source.byte_len()).sum()
+    }
+
+    /// What it is filled from, in order.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &TensorSlice> {
+        self.parts.iter().map(|part| &part.source)
     }
 
     /// Fills the front of `into` with this slab, casting where the stored dtype differs. Padding
@@ -129,6 +163,10 @@ impl Slab {
             .ok_or_else(|| EngineError::Internal(format!("slab buffer too short for {:?}", source.name())))
     }
 
+    fn read(&self, source: &TensorSlice, offset: u64, into: &mut [u8]) -> Result<(), WeightsError> {
+        if self.around_cache { source.read_around_cache(offset, into) } else { source.read_into(offset, into) }
+    }
+
     /// Fills `place` with a tensor's elements from the `first` on, as many as it has room for.
     fn fill_part(&self, Part { source, .. }: &Part, first: u64, place: &mut [u8]) -> Result<()> {
         let fail = |reason: String| EngineError::Source {
@@ -142,18 +180,19 @@ impl Slab {
         // Reading asks afterwards whether the file has changed; asking before spares reading what is lost already.
         source.check().map_err(|e| fail(e.reason()))?;
         if from == self.dtype {
-            return source.read_into(first, place).map_err(|e| fail(e.reason()));
+            return self.read(source, first, place).map_err(|e| fail(e.reason()));
         }
         if !can_cast(from, self.dtype) {
             return Err(fail(format!("no cast from {from} to {}", self.dtype)));
         }
         BOUNCE.with_borrow_mut(|bounce| {
-            bounce.resize(PIECE / size_of::<u64>(), 0);
+            let size = if self.around_cache { PIECE_OF_DISK } else { PIECE };
+            bounce.resize(size / size_of::<u64>(), 0);
             let bounce: &mut [u8] = bytemuck::cast_slice_mut(bounce);
             let (stored, wide) = (from.size() as usize, self.dtype.size() as usize);
-            for (index, place) in place.chunks_mut(PIECE / stored * wide).enumerate() {
+            for (index, place) in place.chunks_mut(size / stored * wide).enumerate() {
                 let piece = &mut bounce[..place.len() / wide * stored];
-                source.read_into(first + (index * PIECE) as u64, piece).map_err(|e| fail(e.reason()))?;
+                self.read(source, first + (index * size) as u64, piece).map_err(|e| fail(e.reason()))?;
                 cast(from, piece, self.dtype, place).map_err(&fail)?;
             }
             Ok(())

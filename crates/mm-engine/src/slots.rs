@@ -51,6 +51,8 @@ impl<D: Device> Slot<D> {
 
 pub(crate) struct Slots<D: Device> {
     dtypes: Vec<DType>,
+    /// Bytes of the buffer of each.
+    sizes: Vec<u64>,
     slots: Vec<Slot<D>>,
     sources: Sources<D>,
 }
@@ -63,7 +65,8 @@ impl<D: Device> Slots<D> {
             let size = sizes.entry(slab.dtype()).or_insert(0);
             *size = slab.bytes().max(*size);
         }
-        let mut this = Self { dtypes: sizes.keys().copied().collect(), slots: Vec::new(), sources: Vec::new() };
+        let (dtypes, bytes) = (sizes.keys().copied().collect(), sizes.values().copied().collect());
+        let mut this = Self { dtypes, sizes: bytes, slots: Vec::new(), sources: Vec::new() };
         if !streamed.is_empty() && count == 0 {
             let reason = format!("{}: groups stream, but the plan has no slot", module.title());
             return Err(EngineError::PlanMismatch { reason });
@@ -91,8 +94,8 @@ impl<D: Device> Slots<D> {
         self.sources = sources;
     }
 
-    /// Waits for what is under way and gives all buffers back.
-    pub(crate) fn free(&mut self, module: &Module<D>) -> Result<()> {
+    /// Waits for what is under way and gives all buffers back; their bytes.
+    pub(crate) fn free(&mut self, module: &Module<D>) -> Result<u64> {
         let mut outcome = Ok(());
         for index in 0..self.slots.len() {
             if let State::Leased { group, .. } = self.slots[index].state {
@@ -101,10 +104,14 @@ impl<D: Device> Slots<D> {
             // A copy nobody waits for any more: that it failed is of no interest.
             let _ = self.land(module, index);
         }
-        for buffer in self.slots.drain(..).flat_map(|slot| slot.buffers).flatten() {
-            module.device.free(buffer);
+        let mut bytes = 0;
+        for (buffer, size) in self.slots.drain(..).flat_map(|slot| slot.buffers.into_iter().zip(&self.sizes)) {
+            if let Some(buffer) = buffer {
+                module.device.free(buffer);
+                bytes += size;
+            }
         }
-        outcome
+        outcome.map(|()| bytes)
     }
 
     /// Puts `group` into its homes, waiting for its copy; starts the copy where nobody had foreseen it.

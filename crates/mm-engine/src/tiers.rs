@@ -1,8 +1,9 @@
 //! Where streamed groups are copied from: where the plan keeps them, or, where the host has no room for that after all, where
 //! no room is needed.
 
-use crate::{Device, EngineError, Result, module::Module};
+use crate::{Device, EngineError, Result, Slab, module::Module};
 use mm_plan::{ComponentPlan, HostTier};
+use std::sync::Arc;
 
 /// Groups are prepared together up to this many bytes, so that small ones share what each allocation rounds up to.
 const BATCH: u64 = 64 << 20;
@@ -23,6 +24,7 @@ pub(crate) fn prepare<D: Device>(
     }
     let mut sources: Sources<D> = module.groups.iter().map(|_| Vec::new()).collect();
     let mut refusals: Vec<Refusal> = Vec::new();
+    let (mut in_files, mut copied) = (Vec::new(), 0);
     for batch in batches(module, &tiers, streamed) {
         let tier = tiers[batch[0]];
         let slabs: Vec<_> = batch.iter().flat_map(|g| module.groups[*g].slabs.iter().cloned()).collect();
@@ -45,13 +47,25 @@ pub(crate) fn prepare<D: Device>(
             refusal.groups += batch.len();
             refusal.bytes += slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
         }
-        let copies = copies.unwrap_or_else(|| slabs.into_iter().map(|slab| module.device.in_files(slab)).collect());
+        let Some(copies) = copies else {
+            in_files.extend(batch);
+            continue;
+        };
+        copied += slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
         let mut copies = copies.into_iter();
         for group in batch {
             sources[*group] = copies.by_ref().take(module.groups[*group].slabs.len()).collect();
         }
     }
-    let notes = refusals.iter().map(|refusal| refusal.note(module.name(), streamed.len())).collect();
+    let slabs = |group: &usize| module.groups[*group].slabs.iter();
+    // What the page cache can't hold is never found there, and would push out what is.
+    let read: u64 = in_files.iter().flat_map(slabs).map(|slab| slab.host_bytes()).sum();
+    let around_cache = module.host_memory().is_some_and(|memory| read > memory.saturating_sub(copied));
+    for group in &in_files {
+        let source = |slab: &Arc<Slab>| if around_cache { Arc::new(slab.around_cache()) } else { slab.clone() };
+        sources[*group] = slabs(group).map(|slab| module.device.in_files(source(slab))).collect();
+    }
+    let notes = refusals.iter().map(|refusal| refusal.note(&module.title(), streamed.len())).collect();
     Ok((sources, notes))
 }
 

@@ -5,10 +5,13 @@
 mod chrome;
 mod page;
 mod summary;
+mod tap;
 mod trace;
 
 pub use summary::{ComponentWork, PeakBytes, Summary, Work};
 pub use trace::{Form, Trace, TraceError};
+
+pub(crate) use tap::Tap;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -106,10 +109,17 @@ struct Log {
 
 /// A bounded log of events. Logging one takes some ten nanoseconds beside reading the clock.
 pub struct Timeline {
-    origin: Instant,
+    clock: Clock,
     capacity: usize,
     recording: AtomicBool,
     log: Mutex<Log>,
+    pub(crate) tap: Tap,
+}
+
+enum Clock {
+    Since(Instant),
+    /// One that a simulation moves.
+    Told(Box<dyn Fn() -> u64 + Send + Sync>),
 }
 
 impl Default for Timeline {
@@ -121,12 +131,21 @@ impl Default for Timeline {
 impl Timeline {
     /// A timeline that keeps the last `capacity` events, and is recording.
     pub fn new(capacity: usize) -> Self {
+        Self::on(Clock::Since(Instant::now()), capacity)
+    }
+
+    /// A timeline whose time is what `clock` says, in nanoseconds, never less than before: that of a simulation.
+    pub fn with_clock(capacity: usize, clock: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self::on(Clock::Told(Box::new(clock)), capacity)
+    }
+
+    fn on(clock: Clock, capacity: usize) -> Self {
         let mut log = Log::default();
         // So that a growing log never moves while a pass waits for it. Memory that is not written to yet takes address
         // space only; where there is none, or the capacity is meant as "all", the log grows as it must.
         let _ = log.events.try_reserve(if capacity > DEFAULT_EVENTS { 0 } else { capacity });
         let (capacity, recording) = (capacity.max(1), AtomicBool::new(true));
-        Self { origin: Instant::now(), capacity, recording, log: Mutex::new(log) }
+        Self { clock, capacity, recording, log: Mutex::new(log), tap: Tap::default() }
     }
 
     /// Stops recording, or goes on; what was recorded stays. While it is off nothing is logged, memory neither.
@@ -141,7 +160,10 @@ impl Timeline {
 
     /// Nanoseconds since the timeline began.
     pub fn now(&self) -> u64 {
-        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        match &self.clock {
+            Clock::Since(origin) => u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX),
+            Clock::Told(clock) => clock(),
+        }
     }
 
     /// The events kept, oldest first by the time they were logged (an event is logged when it ends).
@@ -151,10 +173,17 @@ impl Timeline {
 
     /// Logs something that began at `start_ns` and ends now. Devices log their copies so, each with its lane and bytes.
     pub fn span(&self, kind: Kind, lane: usize, label: &Label, start_ns: u64, bytes: u64) {
-        if self.is_recording() {
+        if self.is_heard() {
             // A clock read on another thread may be a little ahead.
             let end_ns = self.now().max(start_ns);
             self.push(Event { kind, lane, label: Some(label.clone()), start_ns, end_ns, bytes, in_use: None });
+        }
+    }
+
+    /// Logs something whose times the caller knows: of a device with a clock of its own, in nanoseconds of this timeline.
+    pub fn log(&self, event: Event) {
+        if self.is_heard() {
+            self.push(event);
         }
     }
 
@@ -175,7 +204,15 @@ impl Timeline {
         }
     }
 
+    fn is_heard(&self) -> bool {
+        self.is_recording() || self.tap.is_on()
+    }
+
     fn push(&self, event: Event) {
+        self.tap.see(&event);
+        if !self.is_recording() {
+            return;
+        }
         let mut log = self.log.lock();
         if log.events.len() == self.capacity {
             log.events.pop_front();

@@ -18,5 +18,7 @@ mod registry;
 mod release;
 #[path = "laws/sources.rs"]
 mod sources;
+#[path = "laws/survival.rs"]
+mod survival;
 
 use common::fake_cuda::FakeCuda as Dut;

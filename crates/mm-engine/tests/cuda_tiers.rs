@@ -6,7 +6,7 @@ mod common;
 
 use common::{
     Rig, Shape, TestDevice, even,
-    fake_cuda::{FakeCuda, driver},
+    fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, driver},
     host::slab,
     on_tiers, placement, plan_of,
 };
@@ -66,10 +66,10 @@ fn a_page_locked_slab_is_one_copy_however_small_the_ring_is() {
         rig.finish();
         copies
     };
-    // The rest's slab in two pieces; two slabs of each group; and the first two groups of a pass that never came.
-    assert_eq!(copies(HostTier::PageLocked), 2 + 2 * (5 + 2));
+    // The rest's slab in two pieces; two slabs of each group; none for a pass that never comes.
+    assert_eq!(copies(HostTier::PageLocked), 2 + 2 * 5);
     // A group's slabs are three pieces and two.
-    assert_eq!(copies(HostTier::Staged), 2 + (3 + 2) * (5 + 2));
+    assert_eq!(copies(HostTier::Staged), 2 + (3 + 2) * 5);
     assert_eq!(copies(HostTier::Pageable), copies(HostTier::Mapped));
 }
 
@@ -221,6 +221,50 @@ fn page_locked_memory_outlives_its_sources_until_the_driver_has_read_it() {
 }
 
 #[test]
+fn a_wait_that_fails_leaves_page_locked_memory_alone_until_one_succeeds() {
+    let _alone = alone();
+    let mut kept = 0;
+    for at in 0..6 {
+        // Nothing runs before it is waited for.
+        driver().seed(0);
+        let cuda = FakeCuda::open(0, ROOMY, Staging { buffers: 1, ..SMALL }).unwrap().cuda;
+        let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![5; 1024]))];
+        let source = cuda.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+        let start = |source| cuda.copy(label(), source, cuda.allocate(DType::F32, 1024).unwrap(), None);
+        let copied = cuda.finish(start(source.clone())).ok().unwrap();
+        // The only reader has let go of the first when it has ended another.
+        let other = cuda.finish(start(cuda.in_files(slabs[0].clone()))).ok().unwrap();
+        driver().fail(at, ILLEGAL_ADDRESS, 0);
+        drop(source);
+        driver().fail(NEVER, 0, 0);
+        assert_eq!(cuda.page_locked(), driver().page_locked());
+        kept += u32::from(cuda.page_locked() == 2 * 4096);
+        drop(cuda.in_memory(&slabs, HostTier::PageLocked).unwrap());
+        assert_eq!((cuda.page_locked(), driver().page_locked()), (4096, 4096), "after a fault at call {at}");
+        drop((copied, other));
+    }
+    assert!(kept >= 3, "{kept}");
+}
+
+#[test]
+fn what_could_not_be_freed_goes_with_the_last_that_knows_its_device() {
+    let _alone = alone();
+    let live = driver().live();
+    let cuda = FakeCuda::open(0, ROOMY, SMALL).unwrap().cuda;
+    let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![5; 1024]))];
+    let source = cuda.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+    let copy = cuda.copy(label(), source, cuda.allocate(DType::F32, 1024).unwrap(), None);
+    let buffer = cuda.finish(copy).ok().unwrap();
+    let locked = driver().page_locked();
+    driver().fail(0, ILLEGAL_ADDRESS, 1);
+    drop(cuda);
+    driver().fail(NEVER, 0, 0);
+    assert_eq!(driver().page_locked(), locked, "the driver may still read it");
+    drop(buffer);
+    assert_eq!(driver().live(), live);
+}
+
+#[test]
 fn a_source_that_cannot_be_read_is_named_and_nothing_is_locked() {
     let _alone = alone();
     let device = FakeCuda::open(0, ROOMY, SMALL).unwrap();
@@ -232,6 +276,56 @@ fn a_source_that_cannot_be_read_is_named_and_nothing_is_locked() {
         assert_eq!((device.cuda.page_locked(), driver().page_locked()), (RING, RING));
     }
     device.check_empty();
+}
+
+#[test]
+fn two_devices_each_have_their_own_account_and_order() {
+    let _alone = alone();
+    let need = |rig: &Rig<FakeCuda>| streamed_bytes(rig).next_multiple_of(4096);
+    for seed in 0..20 {
+        driver().seed(seed);
+        let rigs = [0, 1].map(|ordinal| {
+            let device = FakeCuda::open(ordinal, ROOMY, Staging { buffers: 1 + ordinal, ..SMALL }).unwrap();
+            let rig = Rig::on(device, ROOMY, Strategy::Auto, &[even("transformer", 4 + ordinal)]);
+            let plan = placement(rig.modules[0].description(), &vec![false; 4 + ordinal], 2);
+            rig.manager.apply_plan(plan_of(vec![on_tiers(plan, &[HostTier::PageLocked])])).unwrap();
+            rig
+        });
+        std::thread::scope(|scope| {
+            for rig in &rigs {
+                scope.spawn(|| {
+                    (0..5).for_each(|_| rig.pass(0, 0..rig.modules[0].description().groups().count()).unwrap())
+                });
+            }
+        });
+        let locked = [0, 1].map(|i| rigs[i].device.cuda.page_locked());
+        assert_eq!(locked, [4096 + need(&rigs[0]), 8192 + need(&rigs[1])]);
+        assert_eq!(driver().page_locked(), locked.iter().sum::<u64>());
+        rigs[0].manager.unload("transformer").unwrap();
+        assert_eq!([0, 1].map(|i| rigs[i].device.cuda.page_locked()), [4096, locked[1]]);
+        assert!(rigs[0].device.memory().in_use == 0 && rigs[1].device.memory().in_use > 0);
+        rigs.into_iter().for_each(Rig::finish);
+    }
+}
+
+#[test]
+fn memory_of_another_device_is_misuse_and_comes_back() {
+    let _alone = alone();
+    let [one, other] = [0, 1].map(|ordinal| FakeCuda::open(ordinal, ROOMY, SMALL).unwrap());
+    let slabs = [Arc::new(slab(DType::F32, Dtype::F32, vec![3; 1024]))];
+    let source = |device: &FakeCuda| device.in_memory(&slabs, HostTier::PageLocked).unwrap().remove(0);
+    let buffer = |device: &FakeCuda| device.allocate(DType::F32, 1024).unwrap();
+    for (source, buffer) in [(source(&one), buffer(&other)), (source(&other), buffer(&one))] {
+        let failed = one.finish(one.copy(label(), source, buffer, None)).err().unwrap();
+        assert!(matches!(failed.error, EngineError::Misuse(_)), "{}", failed.error);
+        one.free(failed.buffer.unwrap());
+    }
+    // What lies in ordinary memory is no device's.
+    let source = other.in_memory(&slabs, HostTier::Pageable).unwrap().remove(0);
+    let copied = one.finish(one.copy(label(), source, buffer(&one), None)).ok().unwrap();
+    assert!(one.sees(&copied, 0, &[3; 1024]));
+    one.free(copied);
+    [one, other].iter().for_each(TestDevice::check_empty);
 }
 
 #[test]

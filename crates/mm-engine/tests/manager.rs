@@ -15,6 +15,8 @@ mod registry;
 mod release;
 #[path = "laws/sources.rs"]
 mod sources;
+#[path = "laws/survival.rs"]
+mod survival;
 #[path = "laws/transitions.rs"]
 mod transitions;
 

@@ -1,6 +1,9 @@
 //! This driver's own entry points: settings and counters.
 
-use crate::driver::{Code, HOST_WAITS, lock};
+use crate::{
+    driver::{Code, HOST_WAITS, Pool, lock},
+    nvtx::RANGES,
+};
 
 /// What draws the order of work; 0: nothing runs before it is waited for.
 #[unsafe(no_mangle)]
@@ -12,6 +15,26 @@ extern "C" fn mm_fake_cuda_seed(seed: u64) {
 #[unsafe(no_mangle)]
 extern "C" fn mm_fake_cuda_capacity(bytes: u64) {
     lock().capacity = bytes;
+}
+
+/// Of the allocations from now on, `count` after the first `after` find so many bytes taken by others.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_others(after: u64, count: u64, bytes: u64) {
+    let mut driver = lock();
+    (driver.asked, driver.others) = (0, (after, count, bytes));
+    driver.taken = driver.taken_now();
+}
+
+/// Allocations on devices asked for since the last `mm_fake_cuda_others`.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_asked() -> u64 {
+    lock().asked
+}
+
+/// What the pool of each device holds, of it what somebody uses, and what it does not give up though nobody does. Bytes.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_pool(held: u64, used: u64, stuck: u64) {
+    lock().pool = Pool { held, used, stuck };
 }
 
 /// How much may be page-locked, bytes.
@@ -92,6 +115,18 @@ extern "C" fn mm_fake_cuda_overlapped() -> u64 {
     let driver = lock();
     let meets_kernel = |start, end| driver.ran.iter().any(|ran| !ran.is_copy && ran.start < end && start < ran.end);
     driver.ran.iter().filter(|ran| ran.is_copy && meets_kernel(ran.start, ran.end)).count() as u64
+}
+
+/// Ranges begun whose text starts with this byte.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_ranges(first: u8) -> u64 {
+    RANGES.lock().map_or(0, |ranges| ranges.begun.iter().filter(|begun| **begun == first).count() as u64)
+}
+
+/// Ranges begun that have not ended.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_open_ranges() -> u64 {
+    RANGES.lock().map_or(0, |ranges| ranges.open.len() as u64)
 }
 
 /// How often the calling thread has waited for work to end.

@@ -45,10 +45,24 @@ pub(crate) struct Event {
     pub(crate) last: Option<u64>,
 }
 
+/// What is allocated in the order of streams, bytes: only its size is here.
+#[derive(Clone, Copy)]
+pub(crate) struct Pool {
+    pub(crate) held: u64,
+    pub(crate) used: u64,
+    pub(crate) stuck: u64,
+}
+
 pub(crate) struct Driver {
     pub(crate) initialized: bool,
     pub(crate) seed: u64,
     pub(crate) capacity: u64,
+    pub(crate) pool: Pool,
+    /// Of the allocations asked for, which ones find how many bytes taken by others: after how many, how many of them.
+    pub(crate) others: (u64, u64, u64),
+    pub(crate) asked: u64,
+    /// By others, now.
+    pub(crate) taken: u64,
     pub(crate) page_lock_limit: u64,
     /// Copies from memory that is not page-locked are meant.
     pub(crate) pageable: bool,
@@ -76,6 +90,10 @@ static DRIVER: Mutex<Driver> = Mutex::new(Driver {
     initialized: false,
     seed: 1,
     capacity: 1 << 30,
+    pool: Pool { held: 0, used: 0, stuck: 0 },
+    others: (0, 0, 0),
+    asked: 0,
+    taken: 0,
     page_lock_limit: 1 << 30,
     pageable: false,
     fault: None,
@@ -218,9 +236,24 @@ impl Driver {
         time
     }
 
-    pub(crate) fn allocate(&mut self, context: Handle, bytes: u64) -> Option<u64> {
+    /// What others take when the next allocation is asked for.
+    pub(crate) const fn taken_now(&self) -> u64 {
+        let (after, count, bytes) = self.others;
+        if self.asked >= after && self.asked - after < count { bytes } else { 0 }
+    }
+
+    /// Bytes of a device that nobody has.
+    pub(crate) fn free(&self, context: Handle) -> u64 {
         let used: u64 = self.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len() as u64).sum();
-        used.checked_add(bytes).filter(|sum| *sum <= self.capacity)?;
+        self.capacity.saturating_sub(used).saturating_sub(self.taken).saturating_sub(self.pool.held)
+    }
+
+    pub(crate) fn allocate(&mut self, context: Handle, bytes: u64) -> Option<u64> {
+        self.taken = self.taken_now();
+        self.asked += 1;
+        if bytes > self.free(context) {
+            return None;
+        }
         let address = self.address;
         self.address += bytes.next_multiple_of(PAGE) + PAGE;
         self.allocations += 1;

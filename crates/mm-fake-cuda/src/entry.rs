@@ -10,6 +10,10 @@ use crate::{
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+/// Attributes of a pool: what it holds, and what of that is used.
+const RESERVED_NOW: c_uint = 5;
+const USED_NOW: c_uint = 7;
+
 /// Gives an answer where the caller wants it.
 fn answer<T>(place: *mut T, value: T) {
     // SAFETY: CUDA asks of whoever calls an entry point that each place it names for an answer can be written to.
@@ -81,8 +85,41 @@ unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> Code {
 unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, _attribute: c_uint, _device: c_int) -> Code {
     call(|_| {
         // What cudarc asks: whether there are memory pools.
-        answer(value, 0);
+        answer(value, 1);
         Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuDeviceGetMemPool(pool: *mut Handle, device: c_int) -> Code {
+    call(|_| {
+        (0..DEVICES).contains(&device).then_some(()).ok_or(INVALID_DEVICE)?;
+        answer(pool, device as Handle + 1);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cuMemPoolTrimTo(_pool: Handle, keep: usize) -> Code {
+    call(|driver| {
+        let least = driver.pool.used.saturating_add(driver.pool.stuck).max(keep as u64);
+        driver.pool.held = driver.pool.held.min(least);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuMemPoolGetAttribute(_pool: Handle, attribute: c_uint, value: *mut u64) -> Code {
+    call(|driver| match attribute {
+        RESERVED_NOW => {
+            answer(value, driver.pool.held);
+            Ok(())
+        }
+        USED_NOW => {
+            answer(value, driver.pool.used);
+            Ok(())
+        }
+        _ => Err(INVALID_VALUE),
     })
 }
 
@@ -149,8 +186,7 @@ extern "C" fn cuCtxSynchronize() -> Code {
 unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> Code {
     call(|driver| {
         let context = driver.current();
-        let used: usize = driver.memory.values().filter(|m| m.context == context).map(|m| m.bytes.len()).sum();
-        answer(free, (driver.capacity as usize).saturating_sub(used));
+        answer(free, driver.free(context) as usize);
         answer(total, driver.capacity as usize);
         Ok(())
     })

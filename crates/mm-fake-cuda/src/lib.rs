@@ -11,6 +11,8 @@
 //! - **Failing on demand**: a capacity, a limit of page-locked bytes, and an error at the Nth call, once or from there on. A call
 //!   that releases something does so even where it reports an error, as the driver's do.
 //!
+//! It is also NVIDIA's library of ranges for profilers, where it is loaded under that name.
+//!
 //! `mm_fake_cuda_*` in `control.rs` are its own entry points: settings, counters, and a kernel that compares bytes.
 //!
 //! It is a double for tests, so `unsafe` is not confined here as it is elsewhere.
@@ -19,5 +21,6 @@
 mod control;
 mod driver;
 mod entry;
+mod nvtx;
 mod order;
 mod stream;

@@ -54,7 +54,11 @@ fn write_pipeline(fixture: &Fixture, pipeline: &Pipeline, target: &mut Target) -
     target.json("model_index.json", &Value::Object(index))?;
     for part in &pipeline.parts {
         for (file, value) in &part.files {
-            target.json(&format!("{}/{file}", part.name), value)?;
+            let path = format!("{}/{file}", part.name);
+            match value {
+                Value::String(text) => target.bytes(&path, text.as_bytes())?,
+                value => target.json(&path, value)?,
+            }
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use crate::{
     part::{Load, Part},
     place,
     rates::{Rates, Times},
-    recurrence::{MAX_SLOTS, Work},
+    recurrence::{self, MAX_SLOTS, Work},
 };
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 
@@ -78,26 +78,30 @@ impl Candidates {
                 this.least = this.least.min(device);
                 let candidate = this.all.len() as u32;
                 this.all.push(Candidate { set, slots: slots.min(count), load, streamed: count, bytes: capped(bytes) });
-                let score = |time: u64, loaded: u128| {
-                    let traffic = |passes: u64| capped(loaded + bytes * u128::from(passes));
+                let copied = |passes: u64, keep: bool| recurrence::copied(slots as usize, streamed.len(), passes, keep);
+                let score = |time: u64, keep: bool| {
+                    let loaded = if keep { 0 } else { total - bytes };
+                    let traffic = |passes: u64| capped(loaded + bytes * u128::from(copied(passes, keep)));
                     Score { time, traffic: part.over_visits(traffic), device }
                 };
-                let (refill, first) = (pass.refill(slots as usize), pass.first(slots as usize));
+                let busiest = work.copy.max(work.stage);
+                let refill = if slots < count { pass.refill(slots as usize) } else { 0 };
+                let first = pass.first(slots as usize);
                 if terms.asked != Strategy::ModelOffload {
                     let time = |passes: u64| {
                         let computed = work.compute.saturating_mul(passes).saturating_add(refill);
-                        work.bound().saturating_mul(passes).max(computed)
+                        busiest.saturating_mul(copied(passes, true)).max(computed)
                     };
-                    let bound = score(part.over_visits(time), 0);
+                    let bound = score(part.over_visits(time), true);
                     this.kept.push(Entry { bound, candidate });
                 }
                 if terms.asked != Strategy::NoOffload {
                     let time = |passes: u64| {
                         let computed = work.compute.saturating_mul(passes).saturating_add(first);
-                        let copied = work.copy.max(work.stage).saturating_mul(passes).saturating_add(pass.last());
+                        let copied = busiest.saturating_mul(copied(passes, false)).saturating_add(pass.last());
                         load.saturating_add(copied.max(computed))
                     };
-                    let bound = score(part.over_visits(time), total - bytes);
+                    let bound = score(part.over_visits(time), false);
                     this.apart.push(Entry { bound, candidate });
                 }
             }

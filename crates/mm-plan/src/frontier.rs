@@ -287,6 +287,8 @@ impl<'p, 'a> Frontier<'p, 'a> {
     fn staging(&self, candidate: &Candidate, host: u64) -> u64 {
         match candidate.bytes.saturating_sub(host) {
             0 => 0,
+            // Each has a slot of its own.
+            _ if candidate.slots == candidate.streamed => 0,
             bytes => self.rates.least(0, bytes.into()).saturating_mul(self.part.passes()),
         }
     }

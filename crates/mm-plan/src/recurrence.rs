@@ -6,6 +6,8 @@
 //! - staging j starts when staging j−1 has ended and the copy of the last but one staged group has ended (two are under way);
 //! - passes follow one another, so the next pass's first copies run beside this one's last computes.
 //!
+//! Where each streamed group has a slot of its own it is copied once, and then stays.
+//!
 //! A component that stays on the device begins a visit with its slots filled and ends it when they are filled for the next;
 //! another begins by loading what is not streamed and ends with its last compute. So visits do not touch each other's
 //! lanes, and the times of components add up.
@@ -50,6 +52,15 @@ pub(crate) struct Work {
 impl Work {
     pub(crate) fn bound(self) -> u64 {
         self.compute.max(self.copy).max(self.stage)
+    }
+}
+
+/// How often each streamed group is copied in a visit.
+pub(crate) fn copied(slots: usize, streamed: usize, passes: u64, keep: bool) -> u64 {
+    match (slots >= streamed, keep) {
+        (false, _) => passes,
+        (true, true) => 0,
+        (true, false) => passes.min(1),
     }
 }
 
@@ -176,9 +187,9 @@ impl Course {
         }
         let begin = if keep { 0 } else { load };
         let mut lanes = Lanes { compute: begin, copy: begin, stage: begin, ..Lanes::default() };
-        let stages = self.items.iter().any(|item| item.stage > 0);
         let slots = self.slots.clamp(1, MAX_SLOTS);
-        let ready = slots.min(self.items.len());
+        let (ready, holds) = (slots.min(self.items.len()), self.holds_all());
+        let stages = !holds && self.items.iter().any(|item| item.stage > 0);
         let limit = (MAX_STEPS / (self.items.len() + 1)).max(2 * PACE + 2) as u64;
         // The last passes: how the lanes stood, and when.
         let mut last = [([u64::MAX; MAX_SLOTS + 4], 0); MAX_SLOTS];
@@ -188,7 +199,8 @@ impl Course {
         while pass < passes {
             steps += self.items.len() + 1;
             for (index, item) in self.items.iter().enumerate() {
-                if keep && pass == 0 && index < ready {
+                let is_there = if holds { keep || pass > 0 } else { keep && pass == 0 && index < ready };
+                if is_there {
                     let compute = lanes.compute(item, 0);
                     observer.item(pass, index, None, None, compute);
                 } else {
@@ -205,7 +217,7 @@ impl Course {
             if settled.is_some() || observer.listens() {
                 continue;
             }
-            let now = lanes.relative(if ready > 0 { slots } else { 0 }, stages);
+            let now = lanes.relative(if holds { 0 } else { slots }, stages);
             let found = last.iter().rev().position(|(before, _)| *before == now);
             if let Some(ago) = found {
                 let period = ago as u64 + 1;
@@ -225,7 +237,7 @@ impl Course {
             last[MAX_SLOTS - 1] = (now, lanes.compute);
         }
         let computed = lanes.compute;
-        if keep {
+        if keep && !holds {
             for (index, item) in self.items[..ready].iter().enumerate() {
                 let (stage, copy) = lanes.fetch(item, slots);
                 observer.refill(passes, index, (item.stage > 0).then_some(stage), copy);
@@ -233,7 +245,7 @@ impl Course {
                 lanes.released.rotate_left(1);
             }
         }
-        let total = lanes.compute.max(if keep { lanes.copy } else { 0 });
+        let total = lanes.compute.max(if keep && !holds { lanes.copy } else { 0 });
         Outcome { total, computed, pass: settled.unwrap_or(0), steps }
     }
 
@@ -242,14 +254,30 @@ impl Course {
         self.visit(1 << 32, true, 0, &mut ()).pass
     }
 
+    /// Each streamed group has a slot of its own.
+    fn holds_all(&self) -> bool {
+        self.slots >= self.items.len()
+    }
+
+    /// Of a pass among many.
     pub(crate) fn work(&self) -> Work {
-        let mut work = Work { compute: self.tail, ..Work::default() };
+        self.visit_work(1, true)
+    }
+
+    /// Of a visit of `passes` passes, what is loaded at its begin left out.
+    pub(crate) fn visit_work(&self, passes: u64, keep: bool) -> Work {
+        let mut pass = Work { compute: self.tail, ..Work::default() };
         for item in &self.items {
-            work.compute = work.compute.saturating_add(item.before).saturating_add(item.own);
-            work.copy = work.copy.saturating_add(item.copy);
-            work.stage = work.stage.saturating_add(item.stage);
+            pass.compute = pass.compute.saturating_add(item.before).saturating_add(item.own);
+            pass.copy = pass.copy.saturating_add(item.copy);
+            pass.stage = pass.stage.saturating_add(item.stage);
         }
-        work
+        let copied = copied(self.slots, self.items.len(), passes, keep);
+        Work {
+            compute: pass.compute.saturating_mul(passes),
+            copy: pass.copy.saturating_mul(copied),
+            stage: pass.stage.saturating_mul(copied),
+        }
     }
 }
 

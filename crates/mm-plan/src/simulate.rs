@@ -121,7 +121,7 @@ pub struct Schedule {
 /// copy j−1 has ended, its staging has ended and the compute that last used its slot has ended; compute i starts when
 /// compute i−1 has ended and its own copy, if streamed, has ended; staging j starts when staging j−1 has ended and the
 /// copy before the last one has. Passes follow one another, so the next pass's first copies run beside this one's last
-/// computes.
+/// computes. Where each streamed group has a slot of its own, it is copied once and stays.
 ///
 /// A request visits the components phase by phase. What does not stay on the device is loaded first, with nothing beside
 /// it; what stays finds its slots filled, and its visit ends when they are filled again. Times that exceed 64 bits are
@@ -269,8 +269,8 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
             } else {
                 course.visit(*passes, keep, *load, &mut ())
             };
-            let work = course.work();
-            let stall_ns = outcome.total.saturating_sub(*load).saturating_sub(work.compute.saturating_mul(*passes));
+            let work = course.visit_work(*passes, keep);
+            let stall_ns = outcome.total.saturating_sub(*load).saturating_sub(work.compute);
             let later = |time: u64| start_ns.saturating_add(time);
             schedule.spans.extend(recorder.spans.into_iter().map(|span| Span {
                 start_ns: later(span.start_ns),
@@ -289,9 +289,8 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
                 stall_ns,
             });
             schedule.request_ns = later(outcome.total);
-            let bound = load.saturating_add(work.bound().saturating_mul(*passes));
-            schedule.lower_bound_ns = schedule.lower_bound_ns.saturating_add(bound);
-            schedule.busy.add(work, *passes, *load);
+            schedule.lower_bound_ns = schedule.lower_bound_ns.saturating_add(load.saturating_add(work.bound()));
+            schedule.busy.add(work, *load);
             let predicted = &mut schedule.components[place];
             predicted.load_ns = predicted.load_ns.saturating_add(*load);
             predicted.stall_ns = predicted.stall_ns.saturating_add(stall_ns);
@@ -301,8 +300,8 @@ fn run(rates: &Rates, input: &Input<'_>, parts: &[Part<'_>], plan: &Plan, detail
 }
 
 impl Busy {
-    fn add(&mut self, work: Work, passes: u64, load: u64) {
-        let add = |sum: &mut u64, time: u64| *sum = sum.saturating_add(time.saturating_mul(passes));
+    fn add(&mut self, work: Work, load: u64) {
+        let add = |sum: &mut u64, time: u64| *sum = sum.saturating_add(time);
         add(&mut self.compute_ns, work.compute);
         add(&mut self.copy_ns, work.copy);
         add(&mut self.staging_ns, work.stage);

@@ -94,24 +94,53 @@ impl<M: Send> Component<M> {
     ///
     /// What `f` returns must not be a view of a weight: that refuses once the weight has left.
     ///
+    /// Where `f` runs out of memory something leaves the device, and the error is told: run it again. Where that may be done for
+    /// you, use [`Component::run_again`].
+    ///
     /// # Errors
     /// The engine's: no plan fits, weights can't be read, a run inside its own run; `Misuse` where a weight was told to
     /// require grad. Else what `f` says.
     pub fn run<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> Result<T> {
-        let (module, homes) = self.loaded.managed.as_ref().map(|(module, homes)| (module, homes)).unzip();
-        if let Some(homes) = homes {
-            homes.check_frozen(self.name().unwrap_or_default())?;
+        let run = self.placed()?.map(|(managed, module)| managed.manager.begin(module)).transpose()?;
+        match (self.call(f), run) {
+            (Ok(answer), Some(run)) => run.complete().map(|()| answer).map_err(Error::from),
+            (Err(error), Some(run)) => {
+                if let Some(short) = error.shortage() {
+                    // Whoever runs it again finds more room, if there is any.
+                    let _ = run.out_of_memory(short);
+                }
+                Err(error)
+            }
+            (answer, None) => answer,
         }
-        let managed = self.managed.as_ref().zip(module);
-        let run = managed.map(|(managed, module)| managed.manager.begin(module)).transpose()?;
+    }
+
+    /// As [`Component::run`]; where memory runs out something leaves the device and `f` is called again, a few times at the most. `f`
+    /// starts over then: what it keeps in the model, a KV cache say, is its own to clear first.
+    ///
+    /// # Errors
+    /// As [`Component::run`].
+    pub fn run_again<T>(&self, mut f: impl FnMut(&mut M) -> Result<T>) -> Result<T> {
+        match self.placed()? {
+            Some((managed, module)) => managed.manager.run(module, || self.call(&mut f), Error::shortage),
+            None => self.call(f),
+        }
+    }
+
+    /// Where it is managed, by whom, and what; its weights are frozen.
+    fn placed(&self) -> Result<Option<(&Managed, &Arc<Module<CpuDevice>>)>> {
+        let Some((module, homes)) = &self.loaded.managed else { return Ok(None) };
+        homes.check_frozen(self.name().unwrap_or_default())?;
+        Ok(self.managed.as_ref().map(|managed| (managed, module)))
+    }
+
+    fn call<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> Result<T> {
         let model = self.loaded.model.lock();
         let mut model = model
             .try_borrow_mut()
             .map_err(|_| EngineError::Misuse("a component is run inside its own run(..)".to_owned()))?;
         let _no_grad = tch::no_grad_guard();
-        let answer = f(&mut model)?;
-        run.map_or(Ok(()), mm_engine::Run::complete)?;
-        Ok(answer)
+        f(&mut model)
     }
 }
 

@@ -43,5 +43,17 @@ pub enum Error {
     Tch(#[from] TchError),
 }
 
+impl Error {
+    /// Whether device memory ran out, and how many bytes were asked for that were not there; zero: not known.
+    pub fn shortage(&self) -> Option<u64> {
+        match self {
+            Self::Engine(error) => error.shortage(),
+            // libtorch's own words: "CUDA out of memory. Tried to allocate ..".
+            Self::Tch(TchError::Torch(text)) => text.contains("out of memory").then_some(0),
+            _ => None,
+        }
+    }
+}
+
 /// Result of this crate's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

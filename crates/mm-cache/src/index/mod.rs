@@ -6,6 +6,8 @@ mod place;
 mod seal;
 mod store;
 
+pub use place::user_folder;
+
 use std::fmt;
 use std::fs::File;
 use std::io;

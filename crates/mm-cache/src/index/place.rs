@@ -1,12 +1,18 @@
-//! Where the user's index lies.
+//! Where the user's index lies, and what else is kept for this user.
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
 
 const FILE: &str = "index.sqlite3";
+
+/// The folder in which things are kept for this user that may be made anew at any time: the one that `MM_CACHE_DIR` names, or
+/// `mm` in the system's folder for caches. `None`: there is no home folder.
+pub fn user_folder() -> Option<PathBuf> {
+    of_user().ok().and_then(|path| path.parent().map(Path::to_owned))
+}
 
 /// The path, or the problem of a machine that has no place for it.
 pub(super) fn of_user() -> Result<PathBuf, String> {

@@ -1,7 +1,7 @@
 //! One block: attention and feed-forward, modulated by the timestep where it refines noise.
 
-use super::{config::Config, rope::Table};
-use crate::qwen3::attention;
+use super::config::Config;
+use crate::{layers::attention, rope::Table};
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::{Linear, RmsNorm, VarBuilder, linear, linear_no_bias, rms_norm};
 

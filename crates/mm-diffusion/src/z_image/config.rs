@@ -1,14 +1,11 @@
 //! What `transformer/config.json` says.
 
-use crate::{Error, check::Check, folder::Folder};
+use crate::{Error, check::Check, folder::Folder, size::PATCH};
 use serde::Deserialize;
 use std::path::PathBuf;
 
 /// The timestep's embedding is as wide as the model, up to this.
 const TIMESTEP_WIDTH: usize = 256;
-
-/// Side of a patch, in latents. Checkpoints may hold others; pipelines use this one.
-pub(crate) const PATCH: usize = 2;
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {

@@ -3,8 +3,6 @@
 mod block;
 mod config;
 mod pipeline;
-mod rope;
 mod transformer;
-mod vae;
 
 pub use pipeline::ZImage;

@@ -2,18 +2,22 @@
 
 use super::{
     block::{Block, Context},
-    config::{Config, PATCH},
-    rope::{Position, Rope, Table},
+    config::Config,
 };
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use crate::{
+    layers::{SINUSOIDS, layer_norm},
+    patches::{Order, patchify, unpatchify},
+    rope::{Position, Rope, Table},
+    size::PATCH,
+};
+use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{Linear, RmsNorm, VarBuilder, linear, rms_norm};
 use mm_candle::Blocks;
 
 /// Sequences are filled up to a multiple of this with tokens of their own that are attended to.
 const MULTIPLE: usize = 32;
 
-/// Width of the sinusoids, and of the hidden layer above them.
-const SINUSOIDS: usize = 256;
+/// Width of the hidden layer above the sinusoids.
 const TIMESTEP_HIDDEN: usize = 1024;
 
 const FINAL_NORM_EPS: f64 = 1e-6;
@@ -79,7 +83,7 @@ impl Transformer {
         let timestep = self.embed_timestep(t)?;
         let plan = Layout::new(captions, rows, columns)?;
 
-        let tokens = patchify(&latents.to_dtype(self.dtype)?)?;
+        let tokens = patchify(&latents.to_dtype(self.dtype)?, Order::ChannelsLast)?;
         let image = self.image.forward(&tokens)?;
         let image = pad(&image, &self.image_pad, padding(rows * columns))?.unsqueeze(0)?;
         let mut image = image.repeat((batch, 1, 1))?;
@@ -105,8 +109,8 @@ impl Transformer {
 
         let x = x.narrow(1, 0, rows * columns)?;
         let scale = (self.scale.forward(&timestep.silu()?)? + 1.0)?.unsqueeze(1)?;
-        let x = self.out.forward(&layer_norm(&x)?.broadcast_mul(&scale)?)?;
-        unpatchify(&x, channels, rows, columns)?.to_dtype(DType::F32)
+        let x = self.out.forward(&layer_norm(&x, FINAL_NORM_EPS)?.broadcast_mul(&scale)?)?;
+        unpatchify(&x, channels, rows, columns, Order::ChannelsLast)?.to_dtype(DType::F32)
     }
 
     /// `[1, width]`; the sinusoids are computed in f32 whatever the compute dtype.
@@ -175,27 +179,4 @@ fn pad(tokens: &Tensor, token: &Tensor, count: usize) -> Result<Tensor> {
         0 => Ok(tokens.clone()),
         _ => Tensor::cat(&[tokens, &token.repeat((count, 1))?], 0),
     }
-}
-
-/// `[1, channels, height, width]` to `[patches, rows of a patch * columns * channels]`.
-fn patchify(latents: &Tensor) -> Result<Tensor> {
-    let (_, channels, height, width) = latents.dims4()?;
-    let (rows, columns) = (height / PATCH, width / PATCH);
-    let x = latents.reshape((channels, rows, PATCH, columns, PATCH))?;
-    x.permute((1, 3, 2, 4, 0))?.reshape((rows * columns, PATCH * PATCH * channels))
-}
-
-/// The way back, for `[batch, patches, values]`.
-fn unpatchify(x: &Tensor, channels: usize, rows: usize, columns: usize) -> Result<Tensor> {
-    let batch = x.dim(0)?;
-    let x = x.contiguous()?.reshape(&[batch, rows, columns, PATCH, PATCH, channels][..])?;
-    x.permute(vec![0, 5, 1, 3, 2, 4])?.reshape((batch, channels, rows * PATCH, columns * PATCH))
-}
-
-/// Without weights, computed in f32.
-fn layer_norm(x: &Tensor) -> Result<Tensor> {
-    let x32 = x.to_dtype(DType::F32)?;
-    let centred = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    centred.broadcast_div(&(variance + FINAL_NORM_EPS)?.sqrt()?)?.to_dtype(x.dtype())
 }

@@ -58,11 +58,12 @@ pub(super) enum Progress {
     NotYet,
 }
 
-/// The driver's error in its own words.
+/// The driver's error in its own words; that memory ran out is no lost device.
 pub(super) fn lost(call: &str, error: DriverError) -> EngineError {
     let name = error.error_name().map_or("unknown".into(), std::ffi::CStr::to_string_lossy);
     let text = error.error_string().map_or("no text".into(), std::ffi::CStr::to_string_lossy);
-    EngineError::DeviceLost { reason: format!("{call}: {name} ({}): {text}", error.0 as u32) }
+    let reason = format!("{call}: {name} ({}): {text}", error.0 as u32);
+    if is_out_of_memory(&error) { EngineError::OutOfMemory { reason } } else { EngineError::DeviceLost { reason } }
 }
 
 fn is_out_of_memory(error: &DriverError) -> bool {
@@ -109,6 +110,31 @@ impl Gpu {
         self.bind()?;
         let (free, total) = result::mem_get_info().map_err(|e| lost("cuMemGetInfo", e))?;
         Ok((free as u64, total as u64))
+    }
+
+    /// Makes the device's pool, out of which tensor libraries allocate, give up what nobody uses; what it holds of that all the
+    /// same, bytes. `None`: this device has no pool.
+    pub(super) fn trim(&self) -> Result<Option<u64>> {
+        if !self.context.has_async_alloc() {
+            return Ok(None);
+        }
+        // What was freed in the order of a stream is the pool's when the stream has come there.
+        self.settle()?;
+        // SAFETY: the device exists, because its context is alive.
+        let pool = unsafe { result::device::get_mem_pool(self.context.cu_device()) };
+        let pool = pool.map_err(|e| lost("cuDeviceGetMemPool", e))?;
+        // SAFETY: the pool is the one that the device uses.
+        unsafe { result::mem_pool::trim_to(pool, 0) }.map_err(|e| lost("cuMemPoolTrimTo", e))?;
+        let bytes = |attribute| {
+            let mut bytes = 0u64;
+            // SAFETY: as above; both attributes asked for are 64-bit numbers, for which there is a place.
+            unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }
+                .map_err(|e| lost("cuMemPoolGetAttribute", e))?;
+            Ok::<_, EngineError>(bytes)
+        };
+        let reserved = bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+        let used = bytes(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        Ok(Some(reserved.saturating_sub(used)))
     }
 
     /// An allocation of its own; `None` where the device has no room.

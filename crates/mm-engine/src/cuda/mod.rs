@@ -2,6 +2,7 @@
 
 mod driver;
 mod locked;
+mod nvtx;
 mod probe;
 mod ring;
 mod source;
@@ -10,9 +11,9 @@ pub use source::CudaSource;
 
 use crate::{
     EngineError, HostSource, Result, Slab,
-    device::{CopyFailed, Device, DeviceMemory},
+    device::{CopyFailed, Device, DeviceMemory, DriverMemory},
     slab::ALIGN,
-    timeline::{Label, Timeline},
+    timeline::{Kind, Label, Timeline},
 };
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use cudarc::driver::CudaStream;
@@ -352,6 +353,12 @@ impl Device for CudaDevice {
 
     fn copy(&self, label: Label, source: CudaSource, into: CudaBuffer, after: Option<CudaMark>) -> CudaCopy {
         let (done, outcome) = bounded(1);
+        if !Arc::ptr_eq(&into.shared, &self.shared) || !source.is_of(&self.shared.locked) {
+            let error = EngineError::Misuse("a copy on one CUDA device, from or into memory of another".to_owned());
+            // There is room for one.
+            let _ = done.send(Err(CopyFailed { buffer: Some(into), error }));
+            return CudaCopy { outcome };
+        }
         let job = Job { label, source, into, after: after.map(|mark| mark.0), done };
         for piece in Ring::pieces(job, self.piece) {
             // The readers, which hold the other end, live as long as `self`.
@@ -376,6 +383,11 @@ impl Device for CudaDevice {
         !copy.outcome.is_empty()
     }
 
+    /// To `libnvToolsExt`, where it is: passes here, reading into the ring and handing over to the driver from the reader threads.
+    fn profile(&self, kind: Kind, label: &Label) -> Option<Box<dyn Send>> {
+        nvtx::Range::begin(kind, label).map(|range| Box::new(range) as Box<dyn Send>)
+    }
+
     /// A group that a plan leaves in its file goes through the same ring, whose bytes are this device's own: they are in
     /// [`CudaDevice::page_locked`] whatever the plan counts.
     fn host_tiers(&self) -> &'static [HostTier] {
@@ -384,5 +396,17 @@ impl Device for CudaDevice {
 
     fn memory(&self) -> DeviceMemory {
         *self.shared.memory.lock()
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        self.free_and_total().ok().map(|(free, total)| DriverMemory { free, total })
+    }
+
+    fn unfreed(&self) -> u64 {
+        self.shared.kept.lock().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn trim(&self) -> Option<u64> {
+        self.shared.gpu.trim().ok().flatten()
     }
 }

@@ -16,6 +16,7 @@ const SYMBOLS: &[&str] = &[
     "cuDeviceGet",
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
+    "cuDeviceGetMemPool",
     "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
     "cuEventCreate",
@@ -31,6 +32,8 @@ const SYMBOLS: &[&str] = &[
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
     "cuMemHostAlloc",
+    "cuMemPoolGetAttribute",
+    "cuMemPoolTrimTo",
     "cuMemcpyHtoDAsync_v2",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
@@ -67,7 +70,7 @@ fn check(name: &str, library: &Library) -> Result<(), String> {
         // SAFETY: the symbol is only looked up, as a pointer that is neither called nor read through.
         let found = unsafe { library.get::<*const c_void>(symbol) };
         found.map_err(|_| {
-            format!("{name} has no {symbol}; it is not NVIDIA's driver, or too old (CUDA 11 or newer is needed)")
+            format!("{name} has no {symbol}; it is not NVIDIA's driver, or too old (CUDA 11.3 or newer is needed)")
         })?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use super::{
     CudaBuffer,
     driver::{Event, Gpu, Lane},
     locked::{Account, Locked},
+    nvtx,
     source::CudaSource,
 };
 use crate::{
@@ -113,12 +114,16 @@ impl Ring {
             let mut buffer = through_ring.then(|| self.buffers[at].lock());
             drop(next);
             let start = self.timeline.now();
+            let staged = buffer.as_ref().and_then(|_| nvtx::Range::begin(Kind::Stage, &piece.label));
             let filled = buffer.as_deref_mut().map_or(Ok(()), |buffer| self.fill(buffer, &piece));
+            drop(staged);
             let mut turn = self.turn.lock();
             while *turn != number {
                 self.turned.wait(&mut turn);
             }
+            let copied = nvtx::Range::begin(Kind::Copy, &piece.label);
             self.enqueue(buffer.as_deref_mut(), &piece, filled);
+            drop(copied);
             *turn += 1;
             drop(turn);
             self.turned.notify_all();

@@ -19,6 +19,7 @@ enum From {
 /// A slab's own part of page-locked memory.
 #[derive(Clone)]
 pub(super) struct Part {
+    account: Arc<Account>,
     pub(super) memory: Arc<Mutex<Locked>>,
     pub(super) range: Range<usize>,
 }
@@ -55,9 +56,17 @@ impl CudaSource {
         fill_all(work)?;
         let memory = Arc::new(Mutex::new(memory));
         let source = |(slab, range): (&Arc<Slab>, _)| {
-            Self(From::Locked { slab: slab.clone(), part: Part { memory: memory.clone(), range } })
+            Self(From::Locked {
+                slab: slab.clone(),
+                part: Part { account: account.clone(), memory: memory.clone(), range },
+            })
         };
         Ok(slabs.iter().zip(ranges).map(source).collect())
+    }
+
+    /// Whether the device with this account may copy from it.
+    pub(super) fn is_of(&self, account: &Arc<Account>) -> bool {
+        self.part().is_none_or(|part| Arc::ptr_eq(&part.account, account))
     }
 
     /// Its page-locked memory, where it has some.

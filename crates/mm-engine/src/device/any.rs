@@ -1,9 +1,15 @@
 //! Host memory or a card, chosen when a program runs: adapters have one type of manager, component and block for both.
 
-use super::{CopyFailed, Device, DeviceMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation};
+use super::{
+    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation,
+};
 #[cfg(feature = "cuda")]
 use crate::cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource};
-use crate::{Result, Slab, source::HostSource, timeline::Label};
+use crate::{
+    Result, Slab,
+    source::HostSource,
+    timeline::{Kind, Label},
+};
 use mm_plan::{DType, HostTier};
 use std::sync::Arc;
 
@@ -58,6 +64,17 @@ enum Copy<M: HostMemory> {
     /// Something of the other kind of device.
     #[cfg(feature = "cuda")]
     Refused(AnyBuffer<M>),
+}
+
+/// What both kinds answer in the same words.
+macro_rules! each {
+    ($self:expr, $device:ident => $answer:expr) => {
+        match $self {
+            Self::Host($device) => $answer,
+            #[cfg(feature = "cuda")]
+            Self::Cuda($device) => $answer,
+        }
+    };
 }
 
 #[cfg(feature = "cuda")]
@@ -174,20 +191,32 @@ impl<M: HostMemory> Device for AnyDevice<M> {
         }
     }
 
+    fn profile(&self, kind: Kind, label: &Label) -> Option<Box<dyn Send>> {
+        each!(self, device => device.profile(kind, label))
+    }
+
     fn host_tiers(&self) -> &'static [HostTier] {
-        match self {
-            Self::Host(device) => device.host_tiers(),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(device) => device.host_tiers(),
-        }
+        each!(self, device => device.host_tiers())
+    }
+
+    fn tells_times(&self) -> bool {
+        each!(self, device => device.tells_times())
     }
 
     fn memory(&self) -> DeviceMemory {
-        match self {
-            Self::Host(device) => device.memory(),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(device) => device.memory(),
-        }
+        each!(self, device => device.memory())
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        each!(self, device => device.driver_memory())
+    }
+
+    fn unfreed(&self) -> u64 {
+        each!(self, device => device.unfreed())
+    }
+
+    fn trim(&self) -> Option<u64> {
+        each!(self, device => device.trim())
     }
 }
 

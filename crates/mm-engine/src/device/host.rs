@@ -3,15 +3,13 @@
 use super::{CopyFailed, Device, DeviceMemory, HostBuffer, HostMemory};
 use crate::{
     EngineError, HostSource, Result, Slab,
+    sync::{Mutex, Receiver, Sender, bounded, thread, unbounded},
     timeline::{Kind, Label, Timeline},
 };
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mm_plan::{DType, HostTier};
-use parking_lot::Mutex;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    thread,
 };
 
 /// Weights touch memory page by page; a page that was never written is not there yet.
@@ -239,6 +237,10 @@ impl<M: HostMemory> Device for HostDevice<M> {
 
     fn host_tiers(&self) -> &'static [HostTier] {
         &[HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
+    }
+
+    fn tells_times(&self) -> bool {
+        true
     }
 
     fn memory(&self) -> DeviceMemory {

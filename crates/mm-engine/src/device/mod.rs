@@ -8,7 +8,10 @@ pub use any::{AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource};
 pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
 
-use crate::{EngineError, Result, Slab, timeline::Label};
+use crate::{
+    EngineError, Result, Slab,
+    timeline::{Kind, Label},
+};
 use mm_plan::{DType, HostTier};
 use std::sync::Arc;
 
@@ -23,6 +26,15 @@ pub struct DeviceMemory {
     pub budget: u64,
     /// How many allocations were made.
     pub allocations: u64,
+}
+
+/// Device memory as its driver sees it, whoever uses it, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverMemory {
+    /// Free now.
+    pub free: u64,
+    /// In all.
+    pub total: u64,
 }
 
 /// A copy that failed. It gives its destination back, so that nothing is lost.
@@ -85,11 +97,38 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Whether [`Device::finish`] would not wait.
     fn is_done(&self, copy: &Self::Copy) -> bool;
 
+    /// Tells a profiler of the device's that this begins; it ends when what is returned is dropped. Nothing where there is none.
+    fn profile(&self, _kind: Kind, _label: &Label) -> Option<Box<dyn Send>> {
+        None
+    }
+
     /// Where it can copy from. A plan that keeps groups elsewhere is refused.
     fn host_tiers(&self) -> &'static [HostTier] {
         &[HostTier::Mapped]
     }
 
+    /// Whether a lease lasts as long as what is computed with it, and a copy in the timeline as long as its bytes move, so that
+    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
+    fn tells_times(&self) -> bool {
+        false
+    }
+
     /// Memory as counted at each allocation.
     fn memory(&self) -> DeviceMemory;
+
+    /// Memory as the driver sees it; `None`: there is no driver that counts, or it does not answer.
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        None
+    }
+
+    /// Bytes that were given back, and are not free yet because nobody knows whether they are still used. They stay in the account.
+    fn unfreed(&self) -> u64 {
+        0
+    }
+
+    /// Makes the driver give up what its pools hold and nobody uses; bytes that they hold all the same. `None`: there is no pool, or it
+    /// does not answer.
+    fn trim(&self) -> Option<u64> {
+        None
+    }
 }

@@ -1,6 +1,7 @@
 //! The life cycle of components: register, plan, apply, run, release. Thread-safe.
 
 mod admission;
+mod calibrating;
 mod check;
 mod gate;
 mod load;
@@ -10,20 +11,24 @@ mod planning;
 mod registration;
 mod registry;
 mod release;
+mod retry;
 mod run;
 mod share;
 mod sources;
+mod survival;
 mod sync;
 
 pub use managed::{Managed, Managing, managed};
 pub use overrides::StrategyOverride;
 pub use registration::Registration;
+pub use release::Released;
 pub use run::Run;
 pub use share::Share;
 pub use sources::{Pipeline, SourceRegistration};
 
 use crate::{
     Device, DeviceMemory, EngineError, Module, ModuleStats, Result,
+    calibrate::Session,
     timeline::{Form, Timeline},
 };
 use admission::{Admission, Id, Ticket};
@@ -43,6 +48,7 @@ use std::{
     },
     thread::ThreadId,
 };
+use survival::Survival;
 
 struct State<D: Device> {
     registry: Registry<D>,
@@ -61,8 +67,13 @@ struct State<D: Device> {
     changed_by: Vec<ThreadId>,
     /// The plan that is to be in force; `None`: it is yet to be made.
     next: Option<InForce>,
+    /// Who ran out of memory.
+    survival: Survival,
     /// The largest peak of the plans that were in force; what the timeline is held against.
     planned: u64,
+    calibration: Option<Arc<Session>>,
+    /// Free memory as somebody told since the last look.
+    free: Option<u64>,
 }
 
 /// Holds components, decides by a plan what is on the device, and runs exactly that plan.
@@ -72,6 +83,8 @@ struct State<D: Device> {
 pub struct ModelManager<D: Device> {
     /// Tells it from other managers.
     id: u64,
+    /// What of the host's memory is available, bytes; zero: nobody knows.
+    host_memory: u64,
     device: Arc<D>,
     timeline: Arc<Timeline>,
     cache: LoadCache,
@@ -109,6 +122,7 @@ impl<D: Device> ModelManager<D> {
                 machine.vram_free
             )));
         }
+        let host_memory = machine.ram_available;
         let state = State {
             registry: Registry::default(),
             admission: Admission::default(),
@@ -121,10 +135,13 @@ impl<D: Device> ModelManager<D> {
             current: false,
             changed_by: Vec::new(),
             next: None,
+            survival: Survival::default(),
             planned: 0,
+            calibration: None,
+            free: None,
         };
         let (id, cache) = (MANAGERS.fetch_add(1, Relaxed), LoadCache::new());
-        Ok(Arc::new(Self { id, device, timeline, cache, weights, gate: Gate::new(state) }))
+        Ok(Arc::new(Self { id, host_memory, device, timeline, cache, weights, gate: Gate::new(state) }))
     }
 
     /// The device.

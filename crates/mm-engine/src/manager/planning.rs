@@ -7,11 +7,12 @@
 use super::{
     ModelManager, State,
     admission::{Answer, Id, Never, Share, Shares, Ticket},
-    overrides,
+    calibrating, overrides,
     registry::Registry,
+    retry, survival,
 };
-use crate::{Device, EngineError, Result};
-use mm_plan::{ComponentPlan, Plan, Policy, Strategy};
+use crate::{Device, EngineError, Result, calibrate::Figures};
+use mm_plan::{Component, ComponentPlan, Machine, Plan, Policy, Strategy};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -113,6 +114,7 @@ impl<D: Device> State<D> {
 
     /// Puts the plan for what is registered now in force. `false`: runs of other threads are in the way.
     pub(super) fn refresh(&mut self, ticket: Ticket, device: &D) -> Result<bool> {
+        self.reconsider();
         if self.current {
             return Ok(true);
         }
@@ -135,8 +137,26 @@ impl<D: Device> State<D> {
         if let Some(plan) = self.given.as_ref().filter(|_| self.overrides.is_empty()) {
             return registry.check(plan, device);
         }
+        let figures = self.figures(registry);
+        let (machine, components) = self.described(registry, figures.as_ref());
+        let mut next = self.plan_of(registry, &machine, &components)?;
+        if let Some(figures) = figures.filter(|figures| *figures != Figures::default()) {
+            Arc::make_mut(&mut next.plan).notes.push(calibrating::used(&figures));
+        }
+        Ok(next)
+    }
+
+    /// A plan by the policy for this machine and these components, which are the registry's.
+    pub(super) fn plan_of(
+        &self,
+        registry: &Registry<D>,
+        machine: &Machine,
+        components: &[Component],
+    ) -> Result<InForce> {
         let policy = overrides::policy(&self.policy, &self.overrides, registry);
-        let plan = mm_plan::plan(&self.machine, &registry.descriptions(), &policy)?;
+        let reserves = self.survival.reserves(|id| registry.names_of(id).into_iter().map(str::to_owned).collect());
+        let mut plan = survival::plan(machine, components, &policy, &reserves)?;
+        retry::explain(&mut plan, &reserves);
         let placed = plan.components.iter().filter(|c| c.same_as.is_none());
         let placements = placed.filter_map(|c| registry.id(&c.name).map(|id| (id, c.clone()))).collect();
         Ok(InForce { plan: Arc::new(plan), placements })
@@ -172,6 +192,8 @@ impl<D: Device> State<D> {
         self.planned = self.planned.max(next.plan.peak.device);
         (self.in_force, self.current) = (Some(next), true);
         self.changed_by.clear();
+        // A plan that was given is measured as well.
+        self.figures(&self.registry);
         Ok(())
     }
 
@@ -180,7 +202,7 @@ impl<D: Device> State<D> {
         let mut outcome = Ok(());
         for id in ids {
             if let Some(module) = self.registry.entry(id).map(|entry| entry.module.clone()) {
-                outcome = outcome.and(self.take_off(id, &module));
+                outcome = outcome.and(self.take_off(id, &module).map(drop));
             }
         }
         outcome

@@ -4,6 +4,7 @@ use super::{
     ModelManager, State,
     admission::Id,
     registry::{Entry, Holder, Removed},
+    release::Released,
 };
 use crate::{Device, EngineError, Module, Result};
 use std::sync::{Arc, Weak};
@@ -89,6 +90,7 @@ impl<D: Device> ModelManager<D> {
                 "{name} is registered with another manager; drop that registration, or share that manager"
             )));
         }
+        module.set_host_memory(self.host_memory);
         Ok(())
     }
 
@@ -126,6 +128,7 @@ impl<D: Device> State<D> {
     pub(super) fn retire(&mut self, id: Id) -> Option<Entry<D>> {
         let runs = self.admission.runner(id).is_some();
         let entry = self.registry.orphan(id, runs)?;
+        self.survival.forget(id);
         if !runs {
             // An error has nobody to hear it here; the device's account shows what stayed.
             let _ = self.take_off(id, &entry.module);
@@ -135,10 +138,18 @@ impl<D: Device> State<D> {
     }
 
     /// Takes an idle component off the device.
-    pub(super) fn take_off(&mut self, id: Id, module: &Module<D>) -> Result<()> {
+    pub(super) fn take_off(&mut self, id: Id, module: &Module<D>) -> Result<Released> {
         self.admission.dropped(id);
         self.applied.remove(&id);
-        module.unload()
+        let before = module.device.unfreed();
+        let bytes = module.unload()?;
+        if bytes == 0 {
+            return Ok(Released::default());
+        }
+        let kept = module.device.unfreed().saturating_sub(before);
+        let pooled = module.device.trim();
+        let free = module.device.driver_memory().map(|memory| memory.free);
+        Ok(Released { bytes: bytes.saturating_sub(kept), kept, pooled, free })
     }
 }
 

@@ -1,22 +1,37 @@
 //! Taking components off the device, and out of the manager.
 
-use super::{ModelManager, admission::Shares, overrides::unknown_component};
+use super::{ModelManager, admission::Shares, overrides::unknown_component, survival::Survival};
 use crate::{Device, EngineError, Module, Result};
 use mm_plan::Policy;
 use std::sync::Arc;
 
+/// What taking a component off the device gave back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Bytes that are the device's again; zero: it was not there.
+    pub bytes: u64,
+    /// Bytes that it held and that are not free yet: the driver didn't say that nothing uses them any more. They are freed once it does.
+    pub kept: u64,
+    /// Bytes that the driver's pools hold though nobody uses them, after they were asked to give them up; `None`: there is no pool.
+    pub pooled: Option<u64>,
+    /// Bytes that the driver says are free now; `None`: there is no driver that counts.
+    pub free: Option<u64>,
+}
+
 impl<D: Device> ModelManager<D> {
-    /// Takes a component off the device; it returns with its next run.
+    /// Takes a component off the device, and says what that gave back; it returns with its next run. What still computes with it is
+    /// waited for, on a card by both of its streams, and the driver's pools give up what nobody uses.
     ///
     /// # Errors
     /// `Misuse`: it is running, or not registered.
-    pub fn unload(&self, name: &str) -> Result<()> {
+    pub fn unload(&self, name: &str) -> Result<Released> {
         self.gate.update(|state| {
             let id = state.registry.id(name).ok_or_else(|| unknown_component(name, &state.registry))?;
             if state.admission.runner(id).is_some() {
                 return Err(running(name));
             }
-            state.take_all_off(vec![id])
+            let module = state.registry.entry(id).map(|entry| entry.module.clone());
+            module.map_or(Ok(Released::default()), |module| state.take_off(id, &module))
         })
     }
 
@@ -43,7 +58,7 @@ impl<D: Device> ModelManager<D> {
     /// `Misuse`: it is running.
     pub fn reapply(&self, name: &str) -> Result<()> {
         let known = self.gate.read(|state| state.registry.id(name).is_some());
-        if known { self.unload(name) } else { Ok(()) }
+        if known { self.unload(name).map(drop) } else { Ok(()) }
     }
 
     /// The module leaves the device and the manager, under all its names and whoever registered it: nothing of this manager is
@@ -61,7 +76,7 @@ impl<D: Device> ModelManager<D> {
             state.registry.strike(id);
             let gone = state.retire(id);
             state.changed();
-            Ok((outcome, gone))
+            Ok((outcome.map(drop), gone))
         })?;
         let released = gone.is_some();
         self.forget(gone);
@@ -80,6 +95,7 @@ impl<D: Device> ModelManager<D> {
             }
             let outcome = state.take_all_off(state.admission.held().collect());
             let gone = state.registry.clear();
+            state.survival = Survival::default();
             gone.iter().for_each(|entry| entry.module.disown());
             let tuning = Policy::default();
             let policy = &mut state.policy;

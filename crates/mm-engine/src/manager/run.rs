@@ -4,6 +4,7 @@ use super::{
     ModelManager, State,
     admission::{Answer, Id, Never, Ticket},
     planning::CIRCLE,
+    retry::Retry,
 };
 use crate::{Device, EngineError, Module, Result, timeline::Kind};
 use mm_plan::ComponentPlan;
@@ -17,33 +18,65 @@ impl<D: Device> ModelManager<D> {
     /// Puts a registered component on the device as the plan says and begins a pass of it. Threads whose components fit the
     /// device together run beside each other; others wait for their turn. A component has one run at a time.
     ///
+    /// Where memory runs out, idle components leave the device, then the component is planned with less, and it is tried again.
+    ///
     /// # Errors
     /// `Infeasible`: no plan fits. `Misuse`: it is not registered, or the wait would never end, as this thread itself runs what is
-    /// in the way, or waits in a circle. `Source`: its weights can't be read; then it is not on the device.
+    /// in the way, or waits in a circle. `Source`: its weights can't be read; then it is not on the device. `NotNow`, `OverBudget`,
+    /// `OutOfMemory`: there is not enough memory for the least that it needs, or for a plan that was given.
     pub fn begin(self: &Arc<Self>, module: &Arc<Module<D>>) -> Result<Run<D>> {
         let (here, asked_ns) = (thread::current().id(), self.timeline.now());
-        let mut looks = 0;
-        let (id, placement) = self.gate.queue(here, |state, ticket| {
-            looks += 1;
-            state.admit(ticket, here, module, &self.device)
-        })?;
-        let waited = looks > 1 || !module.is_loaded();
-        let mut run = Run {
+        let (mut looks, mut short) = (0, None::<(EngineError, Retry)>);
+        loop {
+            let admitted = self.gate.queue(here, |state, ticket| {
+                looks += 1;
+                state.admit(ticket, here, module, &self.device)
+            });
+            // Memory ran out first; that nothing smaller can be put in force comes after that.
+            let (id, placement) = match (admitted, short.take()) {
+                (Ok(admitted), None) => admitted,
+                (Err(error), None) | (Err(_), Some((error, _))) => return Err(error),
+                (Ok((id, placement)), Some((error, retry))) => {
+                    if let Retry::Below(limit) = retry
+                        && placement.engine_bytes >= limit
+                    {
+                        drop(self.loading(module, id));
+                        return Err(error);
+                    }
+                    (id, placement)
+                }
+            };
+            let run = self.loading(module, id);
+            let waited = looks > 1 || !module.is_loaded();
+            // With no lock held: others begin and end their runs meanwhile.
+            match module.load(&placement) {
+                Ok(()) => return Ok(run.start(waited.then_some(asked_ns))),
+                Err(error) => {
+                    let Some(least) = error.shortage() else { return Err(error) };
+                    drop(run);
+                    // Once what it had is back, and what pools hold for nobody.
+                    self.device.trim();
+                    let free = self.device.driver_memory().map(|memory| memory.free);
+                    let is_there = free.is_none_or(|free| free >= placement.engine_bytes);
+                    let missing = free.map_or(least, |free| placement.engine_bytes.saturating_sub(free));
+                    match self.survive(id, missing, is_there) {
+                        Retry::No => return Err(error),
+                        retry => short = Some((error, retry)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn loading(self: &Arc<Self>, module: &Arc<Module<D>>, id: Id) -> Run<D> {
+        Run {
             manager: self.clone(),
             module: module.clone(),
             id,
             start_ns: 0,
             stage: Stage::Loading,
             thread_bound: PhantomData,
-        };
-        // With no lock held: others begin and end their runs meanwhile.
-        run.module.load(&placement)?;
-        if waited {
-            self.timeline.span(Kind::Wait, 0, &module.whole(), asked_ns, 0);
         }
-        run.module.begin_pass();
-        (run.start_ns, run.stage) = (self.timeline.now(), Stage::Pass);
-        Ok(run)
     }
 }
 
@@ -84,7 +117,8 @@ impl<D: Device> State<D> {
             Answer::Wait => return Ok(None),
             Answer::Never(never) => return Err(self.never(never, module)),
         };
-        if let Err(error) = self.take_all_off(leave) {
+        let beside = if self.survival.is_alone(id) { self.idle_beside(id) } else { Vec::new() };
+        if let Err(error) = self.take_all_off(leave.into_iter().chain(beside).collect()) {
             self.admission.end(id);
             if !self.applied.contains_key(&id) {
                 self.admission.dropped(id);
@@ -119,9 +153,9 @@ enum Stage {
 /// A pass under way. Dropping it ends the pass as interrupted. It stays on its thread: whoever waits for it waits for
 /// that thread.
 pub struct Run<D: Device> {
-    manager: Arc<ModelManager<D>>,
+    pub(super) manager: Arc<ModelManager<D>>,
     module: Arc<Module<D>>,
-    id: Id,
+    pub(super) id: Id,
     start_ns: u64,
     stage: Stage,
     thread_bound: PhantomData<*const ()>,
@@ -136,22 +170,49 @@ impl<D: Device> Run<D> {
         self.end(true)
     }
 
-    fn end(&mut self, complete: bool) -> Result<()> {
+    /// Computing this pass took that many bytes on top of the weights, at the most. A calibrated manager plans with it
+    /// where weights and computing share the device.
+    pub fn record_activation(&self, bytes: u64) {
+        if let Some(session) = self.manager.gate.read(|state| state.calibration.clone()) {
+            session.activation(&self.module.title(), bytes);
+        }
+    }
+
+    /// It is loaded: the pass begins. `asked_ns`: when it was asked for, if it waited.
+    fn start(mut self, asked_ns: Option<u64>) -> Self {
+        let timeline = self.manager.timeline();
+        if let Some(asked_ns) = asked_ns {
+            timeline.span(Kind::Wait, 0, &self.module.whole(), asked_ns, 0);
+        }
+        self.module.begin_pass();
+        (self.start_ns, self.stage) = (timeline.now(), Stage::Pass);
+        self
+    }
+
+    pub(super) fn end(&mut self, complete: bool) -> Result<()> {
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        let end_ns = self.manager.timeline.now();
         let outcome = match stage {
             Stage::Over => return Ok(()),
             Stage::Loading => Ok(()),
             Stage::Pass => self.module.end_pass(self.start_ns, complete),
         };
+        if let Some(session) = self.manager.gate.read(|state| state.calibration.clone()) {
+            session.pass(&self.module.title(), self.start_ns, end_ns, complete && stage == Stage::Pass);
+        }
         let (outcome, gone) = self.manager.gate.update(|state| {
             state.admission.end(self.id);
+            if complete && stage == Stage::Pass && outcome.is_ok() && state.survival.passed(self.id) {
+                // What it gave up comes back, with the next run.
+                (state.current, state.next) = (false, None);
+            }
             let gone = state.registry.left(self.id);
             if let Some(entry) = &gone {
                 entry.module.disown();
             }
             // What could not be loaded has given back what it had; here it is only written down.
             let leaves = gone.is_some() || stage == Stage::Loading;
-            let left = if leaves { state.take_off(self.id, &self.module) } else { Ok(()) };
+            let left = if leaves { state.take_off(self.id, &self.module).map(drop) } else { Ok(()) };
             (outcome.and(left), gone)
         });
         // What the module holds may take the lock when it is dropped.

@@ -4,7 +4,9 @@
 use super::TestDevice;
 use libloading::Library;
 use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
-use mm_engine::{Device, DeviceMemory, EngineError, Result, Slab, timeline::Label, timeline::Timeline};
+use mm_engine::{
+    Device, DeviceMemory, DriverMemory, EngineError, Result, Slab, timeline::Kind, timeline::Label, timeline::Timeline,
+};
 use mm_plan::{DType, HostTier};
 use parking_lot::Mutex;
 use std::{
@@ -57,6 +59,15 @@ impl Driver {
         pageable(meant: u32)
     );
     entry!(
+        /// Of the allocations from now on, `count` after the first `after` find so many bytes taken by others.
+        others(after: u64, count: u64, bytes: u64)
+    );
+    entry!(asked() -> u64);
+    entry!(
+        /// What the pool holds, of it what somebody uses, and what it does not give up though nobody does.
+        pool(held: u64, used: u64, stuck: u64)
+    );
+    entry!(
         /// The call that fails, from now on, with which code, and (1) whether all after it do.
         fail(at: u64, code: i32, forever: u32)
     );
@@ -70,6 +81,14 @@ impl Driver {
     entry!(forgive());
     entry!(overlapped() -> u64);
     entry!(host_waits() -> u64);
+    entry!(
+        /// Ranges begun whose text starts with this byte.
+        ranges(first: u8) -> u64
+    );
+    entry!(
+        /// Ranges begun that have not ended.
+        open_ranges() -> u64
+    );
 
     /// Enqueues compute that reads device memory and ends the program where it holds other bytes when it runs.
     pub fn kernel(&self, stream: u64, from: u64, expected: &[u8]) {
@@ -221,12 +240,28 @@ impl Device for FakeCuda {
         self.cuda.is_done(copy)
     }
 
+    fn profile(&self, kind: Kind, label: &Label) -> Option<Box<dyn Send>> {
+        self.cuda.profile(kind, label)
+    }
+
     fn host_tiers(&self) -> &'static [HostTier] {
         self.cuda.host_tiers()
     }
 
     fn memory(&self) -> DeviceMemory {
         self.cuda.memory()
+    }
+
+    fn driver_memory(&self) -> Option<DriverMemory> {
+        self.cuda.driver_memory()
+    }
+
+    fn unfreed(&self) -> u64 {
+        self.cuda.unfreed()
+    }
+
+    fn trim(&self) -> Option<u64> {
+        self.cuda.trim()
     }
 }
 

@@ -78,7 +78,7 @@ pub fn numbered(
     let spec = ModuleSpec {
         name: name.to_owned(),
         phase,
-        passes: 1,
+        passes: 28,
         rest: Vec::new(),
         stacks: vec![StackSpec { name: "layers".to_owned(), groups: numbers.map(block).collect() }],
         homes: Box::new(shelf.clone()),

@@ -4,6 +4,7 @@
 #[cfg(feature = "cuda")]
 pub mod fake_cuda;
 pub mod host;
+pub mod timed_device;
 pub mod virtual_device;
 
 use mm_cache::TensorSlice;
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use safetensors::Dtype;
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -171,6 +173,16 @@ pub fn build<D: TestDevice>(
     timeline: &Arc<Timeline>,
     shape: &Shape,
 ) -> (Arc<Module<D>>, Arc<Rack<D>>) {
+    build_for(device, timeline, shape, 1)
+}
+
+/// With so many passes per request.
+pub fn build_for<D: TestDevice>(
+    device: &Arc<D>,
+    timeline: &Arc<Timeline>,
+    shape: &Shape,
+    passes: u32,
+) -> (Arc<Module<D>>, Arc<Rack<D>>) {
     let mut expected = HashMap::new();
     let mut note = |group: Option<usize>, parts: Vec<Parts>| {
         expected.extend(parts.into_iter().enumerate().map(|(slab, parts)| ((group, slab), parts)));
@@ -191,7 +203,7 @@ pub fn build<D: TestDevice>(
     let refuses = AtomicBool::new(false);
     let rack = Arc::new(Rack { device: D::clone(device), expected, held: Mutex::default(), refuses });
     let homes = Box::new(RackHomes(rack.clone()));
-    let spec = ModuleSpec { name: shape.name.to_owned(), phase: shape.phase, passes: 1, rest, stacks, homes };
+    let spec = ModuleSpec { name: shape.name.to_owned(), phase: shape.phase, passes, rest, stacks, homes };
     (Module::new(spec, device.clone(), timeline.clone()), rack)
 }
 
@@ -252,6 +264,17 @@ impl<D: TestDevice> Rig<D> {
         let outcome = outcome.and_then(|()| run.complete());
         self.device.set_frozen(false);
         outcome
+    }
+
+    /// As [`Rig::pass`]; where memory runs out it is tried again.
+    pub fn steady_pass(&self, module: usize, groups: Range<usize>) -> Result<(), EngineError> {
+        let pass = || {
+            self.device.set_frozen(true);
+            let outcome = self.lease_each(module, groups.clone());
+            self.device.set_frozen(false);
+            outcome
+        };
+        self.manager.run(&self.modules[module], pass, EngineError::shortage)
     }
 
     pub fn lease_each(&self, module: usize, groups: impl IntoIterator<Item = usize>) -> Result<(), EngineError> {

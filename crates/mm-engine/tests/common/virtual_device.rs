@@ -18,12 +18,23 @@ pub enum Faults {
     Forever(u64),
 }
 
+/// What others take: of the allocations from now on, `count` after the first `after` find so many bytes taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Others {
+    pub after: u64,
+    pub count: u64,
+    pub bytes: u64,
+}
+
 #[derive(Default)]
 struct Inner {
     clock: u64,
     random: u64,
     calls: u64,
     faults: Option<(u64, bool)>,
+    /// Allocations asked for since `others` was set.
+    asked: u64,
+    others: Others,
     memory: DeviceMemory,
     in_flight: usize,
     most_in_flight: usize,
@@ -101,6 +112,17 @@ impl VirtualDevice {
     pub fn calls(&self) -> u64 {
         self.0.lock().calls
     }
+
+    /// Sets what others take, and counts allocations anew.
+    pub fn set_others(&self, others: Others) {
+        let mut inner = self.0.lock();
+        (inner.asked, inner.others) = (0, others);
+    }
+
+    /// Allocations asked for since `set_others`.
+    pub fn asked(&self) -> u64 {
+        self.0.lock().asked
+    }
 }
 
 impl TestDevice for VirtualDevice {
@@ -161,7 +183,14 @@ impl Device for VirtualDevice {
         if inner.frozen {
             inner.violations.push(format!("{bytes} bytes allocated during a pass"));
         }
+        let (asked, others) = (inner.asked, inner.others);
+        inner.asked += 1;
+        let taken = if asked >= others.after && asked - others.after < others.count { others.bytes } else { 0 };
         let memory = &mut inner.memory;
+        let free = (memory.budget - memory.in_use).saturating_sub(taken);
+        if !fails && memory.in_use + bytes <= memory.budget && bytes > free {
+            return Err(EngineError::NotNow { need: bytes, free });
+        }
         if fails || memory.in_use + bytes > memory.budget {
             return Err(EngineError::OverBudget { need: bytes, in_use: memory.in_use, budget: memory.budget });
         }

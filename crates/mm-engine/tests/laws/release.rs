@@ -2,7 +2,7 @@
 
 use crate::{Dut, common};
 use common::{TestDevice, even, misuse};
-use mm_engine::Device;
+use mm_engine::{Device, Released};
 use mm_plan::Strategy;
 
 type Rig = common::Rig<Dut>;
@@ -43,6 +43,21 @@ fn unload_takes_an_idle_component_off_and_its_next_run_brings_it_back() {
     rig.pass(0, 0..8).unwrap();
     assert!(misuse(rig.manager.unload("nobody")).contains("nobody"));
     rig.finish();
+}
+
+#[test]
+fn what_unloading_gave_back_is_told_to_the_byte() {
+    for strategy in [Strategy::NoOffload, Strategy::GroupOffload] {
+        let rig = pair(ROOMY, strategy);
+        rig.pass(0, 0..8).unwrap();
+        rig.pass(1, 0..10).unwrap();
+        let before = rig.device.memory().in_use;
+        let released = rig.manager.unload("transformer").unwrap();
+        assert!(released.bytes > 0);
+        assert_eq!((released.bytes, released.kept), (before - rig.device.memory().in_use, 0));
+        assert_eq!(rig.manager.unload("transformer").unwrap(), Released::default());
+        rig.finish();
+    }
 }
 
 #[test]

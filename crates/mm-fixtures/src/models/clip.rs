@@ -1,6 +1,6 @@
 //! The text encoders of CLIP.
 
-use super::transformers;
+use super::{Part, tokenizers, transformers};
 use crate::{
     Component,
     builder::Builder,
@@ -37,6 +37,10 @@ impl Clip {
 
     pub(crate) fn dim(&self) -> usize {
         self.heads.dim()
+    }
+
+    pub(crate) fn tokenizer(&self, name: &'static str) -> Part {
+        tokenizers::clip(name, self.vocabulary)
     }
 
     pub(crate) fn component(&self, name: &str, dtype: Dtype) -> Component {

@@ -1,6 +1,6 @@
 //! FLUX.1: double blocks that keep text and image apart, then single blocks of both.
 
-use super::{Pipeline, clip::Clip, clip_tokenizer, diffusers, scheduler, t5::T5, t5_tokenizer, vae::Vae};
+use super::{Pipeline, clip::Clip, diffusers, scheduler, t5::T5, tokenizers, vae::Vae};
 use crate::{
     Component,
     builder::Builder,
@@ -44,8 +44,8 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
         class: "FluxPipeline",
         parts: vec![
             scheduler("FlowMatchEulerDiscreteScheduler", flow),
-            clip_tokenizer("tokenizer"),
-            t5_tokenizer("tokenizer_2"),
+            clip.tokenizer("tokenizer"),
+            tokenizers::t5("tokenizer_2"),
         ],
         extra: json!({}),
     };

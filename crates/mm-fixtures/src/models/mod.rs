@@ -7,6 +7,7 @@ mod resnet;
 mod sd3;
 mod sdxl;
 mod t5;
+mod tokenizers;
 mod unet;
 mod vae;
 mod wan;
@@ -174,18 +175,9 @@ fn scheduler(class: &'static str, config: Value) -> Part {
     Part { name: "scheduler", library: "diffusers", class, files: vec![("scheduler_config.json", config)] }
 }
 
-/// A tokenizer's small files: they make the folder look real, and tokenize nothing.
+/// A tokenizer's small files.
 fn tokenizer(name: &'static str, class: &'static str, longest: usize, mut files: Vec<(&'static str, Value)>) -> Part {
     files.push(("tokenizer_config.json", json!({ "tokenizer_class": class, "model_max_length": longest })));
     files.push(("special_tokens_map.json", json!({ "pad_token": "<pad>", "unk_token": "<unk>" })));
     Part { name, library: "transformers", class, files }
-}
-
-fn clip_tokenizer(name: &'static str) -> Part {
-    let vocabulary = json!({ "<|startoftext|>": 0, "<|endoftext|>": 1 });
-    tokenizer(name, "CLIPTokenizer", 77, vec![("vocab.json", vocabulary)])
-}
-
-fn t5_tokenizer(name: &'static str) -> Part {
-    tokenizer(name, "T5TokenizerFast", 512, vec![("tokenizer.json", json!({ "version": "1.0", "added_tokens": [] }))])
 }

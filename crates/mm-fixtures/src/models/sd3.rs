@@ -1,6 +1,6 @@
 //! Stable Diffusion 3.5: joint blocks of text and image; the last one drops the text.
 
-use super::{Pipeline, clip::Clip, clip_tokenizer, component, diffusers, scheduler, t5::T5, t5_tokenizer, vae::Vae};
+use super::{Pipeline, clip::Clip, component, diffusers, scheduler, t5::T5, tokenizers, vae::Vae};
 use crate::{
     Component,
     builder::Builder,
@@ -41,9 +41,9 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
         class: "StableDiffusion3Pipeline",
         parts: vec![
             scheduler("FlowMatchEulerDiscreteScheduler", flow),
-            clip_tokenizer("tokenizer"),
-            clip_tokenizer("tokenizer_2"),
-            t5_tokenizer("tokenizer_3"),
+            clip_l.tokenizer("tokenizer"),
+            clip_g.tokenizer("tokenizer_2"),
+            tokenizers::t5("tokenizer_3"),
         ],
         extra: json!({}),
     };

@@ -1,6 +1,6 @@
 //! Stable Diffusion XL: the folder in f32, the single file in f16.
 
-use super::{Pipeline, clip::Clip, clip_tokenizer, component, diffusers, scheduler, unet::Unet, vae::Vae};
+use super::{Pipeline, clip::Clip, component, diffusers, scheduler, unet::Unet, vae::Vae};
 use crate::{Component, builder::Builder, sizes::Sizes};
 use safetensors::Dtype;
 use serde_json::json;
@@ -29,8 +29,8 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
         class: "StableDiffusionXLPipeline",
         parts: vec![
             scheduler("EulerDiscreteScheduler", euler),
-            clip_tokenizer("tokenizer"),
-            clip_tokenizer("tokenizer_2"),
+            clip_l.tokenizer("tokenizer"),
+            clip_g.tokenizer("tokenizer_2"),
         ],
         extra: json!({ "force_zeros_for_empty_prompt": true }),
     };

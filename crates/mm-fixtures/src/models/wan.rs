@@ -1,6 +1,6 @@
 //! Wan 2.1: blocks with self attention and cross attention to the text.
 
-use super::{Pipeline, diffusers, scheduler, t5::T5, t5_tokenizer, wan_vae::WanVae};
+use super::{Pipeline, diffusers, scheduler, t5::T5, tokenizers, wan_vae::WanVae};
 use crate::{
     Component,
     builder::Builder,
@@ -43,7 +43,7 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
     });
     let pipeline = Pipeline {
         class: "WanPipeline",
-        parts: vec![scheduler("UniPCMultistepScheduler", unipc), t5_tokenizer("tokenizer")],
+        parts: vec![scheduler("UniPCMultistepScheduler", unipc), tokenizers::t5("tokenizer")],
         extra: json!({}),
     };
     let components = vec![

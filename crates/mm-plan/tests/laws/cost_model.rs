@@ -5,9 +5,11 @@ use crate::{
     generate::{Case, any_case, cost_case},
     replay::{active, holder, phases, placed},
     run,
-    schedule::{self, Event, Job, Request, Time, jobs, request, settled_pass},
+    schedule::{self, Event, Job, Request, Time, copied_times, jobs, request, settled_pass},
 };
-use mm_plan::{Basis, Busy, DeviceKind, Granularity, HostTier, Lane, Plan, Predicted, Schedule, Span, simulate};
+use mm_plan::{
+    Basis, Busy, ComponentPlan, DeviceKind, Granularity, HostTier, Lane, Plan, Predicted, Schedule, Span, simulate,
+};
 use proptest::{collection::vec, prelude::*, sample::select, strategy::Strategy as Generator};
 
 const CASES: u32 = 300;
@@ -86,10 +88,13 @@ fn event(span: &Span) -> Event {
     Event { lane: span.lane, group: span.group, pass: span.pass, start, end }
 }
 
-/// Copying, staging and computing in one pass.
-fn work(jobs: &[Job]) -> [Time; 3] {
+/// Copying, staging and computing in a visit of so many passes.
+fn work(jobs: &[Job], plan: &ComponentPlan, passes: u64) -> [Time; 3] {
+    let times = copied_times(plan.streamed_count(), plan.slots as usize, passes, plan.keep);
     let copied = || jobs.iter().filter_map(|j| j.copied);
-    [copied().map(|c| c.1).sum(), copied().map(|c| c.0).sum(), jobs.iter().map(|j| j.compute).sum()]
+    let (copy, staging): (Time, Time) = (copied().map(|c| c.1).sum(), copied().map(|c| c.0).sum());
+    let compute: Time = jobs.iter().map(|j| j.compute).sum();
+    [copy * time(times), staging * time(times), compute * time(passes)]
 }
 
 fn jobs_of(case: &Case, plan: &Plan, name: &str) -> Vec<Job> {
@@ -97,8 +102,8 @@ fn jobs_of(case: &Case, plan: &Plan, name: &str) -> Vec<Job> {
     jobs(case, component, plan.component(name).unwrap())
 }
 
-fn bound(jobs: &[Job]) -> Time {
-    work(jobs).into_iter().max().unwrap()
+fn bound(jobs: &[Job], plan: &ComponentPlan, passes: u64) -> Time {
+    work(jobs, plan, passes).into_iter().max().unwrap()
 }
 
 fn ns(time: Time) -> u64 {
@@ -108,7 +113,7 @@ fn ns(time: Time) -> u64 {
 fn totals(case: &Case, plan: &Plan, request: &Request) -> Predicted {
     let bounds = request.visits.iter().map(|visit| {
         let jobs = jobs_of(case, plan, &visit.component);
-        visit.loaded - visit.start + bound(&jobs) * time(visit.passes)
+        visit.loaded - visit.start + bound(&jobs, plan.component(&visit.component).unwrap(), visit.passes)
     });
     let computed = |name: &str| case.components.iter().any(|c| holder(case, c).name == name && c.passes > 0);
     let holders = case.components.iter().filter(|c| c.same_as.is_none() && computed(&c.name));
@@ -124,7 +129,8 @@ fn totals(case: &Case, plan: &Plan, request: &Request) -> Predicted {
 fn busy(case: &Case, plan: &Plan, request: &Request) -> Busy {
     let mut busy = Busy::default();
     for visit in &request.visits {
-        let [copy, staging, compute] = work(&jobs_of(case, plan, &visit.component)).map(|t| ns(t * time(visit.passes)));
+        let planned = plan.component(&visit.component).unwrap();
+        let [copy, staging, compute] = work(&jobs_of(case, plan, &visit.component), planned, visit.passes).map(ns);
         busy.copy_ns += copy;
         busy.staging_ns += staging;
         busy.compute_ns += compute;
@@ -140,9 +146,11 @@ fn components_agree(case: &Case, plan: &Plan, request: &Request, predicted: &Pre
         let jobs = jobs_of(case, plan, &component.name);
         let visits = || request.visits.iter().filter(|v| v.component == component.name);
         assert_eq!(component.passes, visits().map(|v| v.passes).sum::<u64>());
-        assert_eq!(time(component.lower_bound_ns), bound(&jobs));
+        // Of a pass among many.
+        let planned = ComponentPlan { keep: true, ..plan.component(&component.name).unwrap().clone() };
+        assert_eq!(time(component.lower_bound_ns), bound(&jobs, &planned, 1));
         assert_eq!(time(component.load_ns), visits().map(|v| v.loaded - v.start).sum());
-        let [_, _, compute] = work(&jobs);
+        let [_, _, compute] = work(&jobs, &planned, 1);
         let stalls = visits().map(|v| v.end - v.loaded - compute * time(v.passes));
         assert_eq!(time(component.stall_ns), stalls.sum());
         if component.passes == 0 {
@@ -192,7 +200,12 @@ fn order_in(case: &Case, plan: &Plan, schedule: &Schedule, index: usize) {
     let slots = planned.slots as usize;
     let ready = if planned.keep { slots.min(streams.len()) } else { 0 };
     let used: Vec<&&Span> = computes.iter().filter(|s| streams.contains(&s.group.unwrap())).collect();
+    let holds = slots >= streams.len();
     for (number, compute) in used.iter().enumerate().skip(ready) {
+        if holds && number >= streams.len() {
+            assert!(copies.len() <= streams.len(), "what has a slot of its own is copied once");
+            continue;
+        }
         let copy = copies[number - ready];
         assert_eq!((copy.group, copy.pass), (compute.group, compute.pass));
         assert!(copy.end_ns <= compute.start_ns, "computed before it was there");
@@ -245,12 +258,18 @@ proptest! {
 fn the_replay_by_hand() {
     let streamed = |copy, compute| Job { copied: Some((0, copy)), compute };
     let jobs = [streamed(30, 10), Job { copied: None, compute: 15 }];
-    // One slot: copy 30, compute 10, then the resident's 15 run beside the next copy.
+    // One slot, one that streams: it is copied once.
     let visit = schedule::visit(&jobs, 1, 2, false);
-    assert_eq!((visit.computed, visit.end), (30 + 40 + 10 + 15, 95));
-    // Kept: the first copy is there, the next request's runs from 50 to 80.
+    assert_eq!((visit.computed, visit.end), (30 + 25 + 25, 80));
     let visit = schedule::visit(&jobs, 1, 2, true);
-    assert_eq!((visit.computed, visit.end), (10 + 30 + 10 + 15, 80));
+    assert_eq!((visit.computed, visit.end), (25 + 25, 50));
+    // One slot, two that stream: copies of 30 and 40, computes of 10 and 5, the resident's 15 beside the next copy of 30.
+    let jobs = [streamed(30, 10), streamed(40, 5), Job { copied: None, compute: 15 }];
+    let visit = schedule::visit(&jobs, 1, 2, false);
+    assert_eq!((visit.computed, visit.end), (30 + 10 + 40 + 5 + 30 + 10 + 40 + 5 + 15, 185));
+    // Kept: the first copy is there, the next request's runs from 140 to 170.
+    let visit = schedule::visit(&jobs, 1, 2, true);
+    assert_eq!((visit.computed, visit.end), (10 + 40 + 5 + 30 + 10 + 40 + 5 + 15, 170));
     // Staged: each 50, the copies of 5 follow; three stagings back to back, as the copy before the last has ended.
     let staged = [Job { copied: Some((50, 5)), compute: 1 }; 3];
     let visit = schedule::visit(&staged, 2, 1, false);

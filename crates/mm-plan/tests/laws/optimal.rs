@@ -6,7 +6,7 @@ use crate::{
     need,
     replay::{placed, size},
     run,
-    schedule::request,
+    schedule::{copied_times, request},
     twin::{self, Best},
     with_free,
 };
@@ -97,7 +97,8 @@ fn traffic(case: &Case, plan: &Plan) -> u64 {
         let planned = plan.component(&visit.component).unwrap();
         let streamed: u64 =
             placed(component, planned).iter().filter(|(_, resident)| !resident).map(|(g, _)| size(g)).sum();
-        streamed * visit.passes + if planned.keep { 0 } else { component.bytes() - streamed }
+        let times = copied_times(planned.streamed_count(), planned.slots as usize, visit.passes, planned.keep);
+        streamed * times + if planned.keep { 0 } else { component.bytes() - streamed }
     });
     visits.sum()
 }

@@ -193,6 +193,11 @@ impl Visit {
     }
 }
 
+/// How often each streamed group is copied in a visit: where each has a slot of its own, never while it is there.
+pub(crate) fn copied_times(streamed: usize, slots: usize, passes: u64, keep: bool) -> u64 {
+    if slots < streamed { passes } else { u64::from(!keep && passes > 0) }
+}
+
 /// Steps that one lane has to do, in order. It does one at a time.
 #[derive(Default)]
 struct Worker {
@@ -209,8 +214,9 @@ pub(crate) fn visit(jobs: &[Job], slots: usize, passes: u64, keep: bool) -> Visi
     let place: Vec<usize> = (0..jobs.len()).map(|i| streamed.iter().filter(|s| **s < i).count()).collect();
     let (n, passes_count) = (streamed.len(), passes as usize);
     let ready = if keep { slots.min(n) } else { 0 };
-    // Copies are numbered through all passes. Those that fill slots for the next request come last.
-    let copies = passes_count * n + ready;
+    // Copies are numbered through all passes. Those that fill slots for the next request come last. What has a slot of its
+    // own is never copied twice.
+    let copies = if slots >= n { n } else { passes_count * n + ready };
     let times = |copy: usize| jobs[streamed[copy % n]].copied.unwrap();
     // An empty group has nothing to stage.
     let staged: Vec<usize> = (ready..copies).filter(|copy| times(*copy).0 > 0).collect();
@@ -252,7 +258,8 @@ pub(crate) fn visit(jobs: &[Job], slots: usize, passes: u64, keep: bool) -> Visi
         if computing.until.is_none() && computing.done < computes {
             let step = computing.done;
             let job = &jobs[step % jobs.len()];
-            if job.copied.is_none() || copying.done > used(step) {
+            let needs = if slots >= n { used(step) % n.max(1) } else { used(step) };
+            if job.copied.is_none() || copying.done > needs {
                 let end = now + job.compute;
                 computing.until = Some(end);
                 computed = end;

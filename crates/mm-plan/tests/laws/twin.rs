@@ -4,7 +4,7 @@
 use crate::{
     generate::Case,
     replay::{active, passes_in, phases, size},
-    schedule::{Job, Time, copy, load, visit},
+    schedule::{Job, Time, copied_times, copy, load, visit},
 };
 use mm_plan::{Basis, Component, Granularity, HostTier};
 
@@ -84,7 +84,8 @@ fn placements(case: &Case, component: &Component) -> Vec<Placement> {
                 for passes in visits.filter(|passes| *passes > 0) {
                     let (load, loaded) = if keep { (0, 0) } else { (load, component.rest + fixed) };
                     time += load + visit(&jobs, slots, passes, keep).end;
-                    traffic += loaded + (component.bytes() - component.rest - fixed) * passes;
+                    let times = copied_times(streamed, slots, passes, keep);
+                    traffic += loaded + (component.bytes() - component.rest - fixed) * times;
                 }
                 options.push(Placement { keep, bytes, time, traffic });
             }

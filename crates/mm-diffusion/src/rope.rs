@@ -24,6 +24,13 @@ impl Rope {
         Self { frequencies: axes_dims.iter().map(axis).collect() }
     }
 
+    /// With frequencies that are rounded to single precision first, as FLUX.1's own code has them.
+    pub(crate) fn single(theta: f64, axes_dims: &[usize]) -> Self {
+        let frequency = |i: usize, dim: usize| f64::from(1.0 / theta.powf((2 * i) as f64 / dim as f64) as f32);
+        let axis = |&dim: &usize| (0..dim / 2).map(|i| frequency(i, dim)).collect();
+        Self { frequencies: axes_dims.iter().map(axis).collect() }
+    }
+
     /// The table of a batch; all items have the same number of positions.
     pub(crate) fn table(&self, batch: &[Vec<Position>]) -> Result<Table> {
         let tokens = batch.first().map_or(0, Vec::len);

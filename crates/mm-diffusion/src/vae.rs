@@ -1,9 +1,25 @@
 //! The decoder of `AutoencoderKL`, candle's own, and what surrounds it.
 
-use crate::{Error, check::Check, folder::Folder};
-use candle_core::{Module, Result, Tensor};
-use candle_transformers::models::z_image::vae::{Decoder, VaeConfig};
+use crate::{Error, check::Check, folder::Folder, part::Part};
+use candle_core::{DType, Module, Result, Tensor};
+use candle_nn::VarBuilder;
+pub(crate) use candle_transformers::models::z_image::vae::Decoder;
+use candle_transformers::models::z_image::vae::VaeConfig;
+use mm_probe::Library;
 use serde::Deserialize;
+
+/// The compute dtype: half precision overflows in it, and candle has no bf16 convolution on the CPU.
+const DTYPE: DType = DType::F32;
+
+/// Its part in a pipeline.
+pub(crate) const fn part(name: &'static str, phase: u32, passes: u32) -> Part {
+    Part { name, library: Library::Diffusers, phase, passes, dtype: Some(DTYPE) }
+}
+
+/// Builds the half of it that makes images.
+pub(crate) fn decoder(config: &VaeConfig, vb: VarBuilder<'_>) -> Result<Decoder> {
+    Decoder::new(config, vb.pp("decoder"))
+}
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Config {

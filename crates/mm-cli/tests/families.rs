@@ -1,0 +1,85 @@
+//! Checkpoints of FLUX.1 and Stable Diffusion 3.5 are recognised, planned and run.
+
+mod common;
+
+use common::{file, mm, names, text};
+use mm_fixtures::{Fill, Fixture, Model, Options};
+use serde_json::Value;
+use std::path::Path;
+use tempfile::TempDir;
+
+fn checkpoint(model: Model) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options { layers: Some(1), dim: Some(64), scale: 0.0001, fill: Fill::Random, ..Options::default() };
+    Fixture::new(model, &options).expect("a fixture").write(folder.path()).expect("writes");
+    folder
+}
+
+fn draw(checkpoint: &Path, out: &Path, more: &[&str]) -> common::Answer {
+    let flags = ["--prompt", "a red cat", "--steps", "2", "--width", "32", "--height", "48", "--json", "-o"];
+    mm([&["run", text(checkpoint)], &flags[..], &[text(out)], more].concat())
+}
+
+fn passes(result: &Value) -> Vec<(&str, u64)> {
+    let passes = result["passes"].as_array().expect("passes").iter();
+    passes.map(|p| (p["component"].as_str().expect("a name"), p["count"].as_u64().expect("a count"))).collect()
+}
+
+#[test]
+fn flux_makes_the_same_picture_under_a_budget() {
+    let (checkpoint, folder) = (checkpoint(Model::FluxDev), tempfile::tempdir().expect("a folder"));
+    let out = file(&folder, "out.png");
+    let whole = draw(checkpoint.path(), &out, &[]).ok().json();
+    assert_eq!(names(folder.path()), ["out.png"]);
+    let image = image::open(&out).expect("an image");
+    assert_eq!((image.width(), image.height()), (32, 48));
+    assert_eq!(passes(&whole), [("text_encoder", 1), ("text_encoder_2", 1), ("transformer", 2), ("vae", 1)]);
+
+    let smallest = draw(checkpoint.path(), &out, &["--vram", "1KiB"]).fails(3, &["needs"]).json();
+    let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+    let tight = draw(checkpoint.path(), &out, &["--vram", &smallest]).ok().json();
+    assert_eq!(tight["image_blake3"], whole["image_blake3"]);
+    assert_eq!(tight["peak"]["device"], tight["peak"]["planned_device"]);
+    assert!(tight["peak"]["device"].as_u64() < whole["peak"]["device"].as_u64());
+
+    let plan = [
+        "plan",
+        text(checkpoint.path()),
+        "--device",
+        "cpu",
+        "--vram",
+        &smallest,
+        "--passes",
+        "transformer=2",
+        "--json",
+    ];
+    let planned = mm(plan).ok().json();
+    assert_eq!(planned["components"].as_array().map(Vec::len), Some(4));
+    assert_eq!(planned["peak"]["device"], tight["peak"]["planned_device"]);
+
+    let stronger = draw(checkpoint.path(), &out, &["--guidance", "9"]).ok().json();
+    assert_ne!(stronger["image_blake3"], whole["image_blake3"], "guidance is an input of the transformer");
+}
+
+#[test]
+fn what_flux_cannot_do_is_refused() {
+    let (checkpoint, folder) = (checkpoint(Model::FluxDev), tempfile::tempdir().expect("a folder"));
+    let out = file(&folder, "out.png");
+    draw(checkpoint.path(), &out, &["--negative", "blurry"]).fails(2, &["--negative", "leave it empty"]);
+    let size = ["run", text(checkpoint.path()), "--prompt", "a", "--width", "40", "-o", text(&out)];
+    mm(size).fails(2, &["--width", "multiple of 16"]);
+    assert_eq!(names(folder.path()), [""; 0]);
+}
+
+#[test]
+fn sd3_makes_the_same_picture_under_a_budget() {
+    let (checkpoint, folder) = (checkpoint(Model::Sd35Large), tempfile::tempdir().expect("a folder"));
+    let out = file(&folder, "out.png");
+    let whole = draw(checkpoint.path(), &out, &["--negative", "a dog"]).ok().json();
+    let expected = [("text_encoder", 2), ("text_encoder_2", 2), ("text_encoder_3", 2), ("transformer", 2), ("vae", 1)];
+    assert_eq!(passes(&whole), expected);
+    let smallest = draw(checkpoint.path(), &out, &["--vram", "1KiB"]).fails(3, &["needs"]).json();
+    let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+    let tight = draw(checkpoint.path(), &out, &["--negative", "a dog", "--vram", &smallest]).ok().json();
+    assert_eq!(tight["image_blake3"], whole["image_blake3"]);
+}

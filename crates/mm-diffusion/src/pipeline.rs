@@ -1,0 +1,62 @@
+//! A pipeline of whichever kind.
+
+use crate::{Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, ZImage, check::Check};
+
+/// The pipeline that a folder holds, as its `model_index.json` says.
+pub enum Pipeline {
+    /// Z-Image.
+    ZImage(Box<ZImage>),
+    /// FLUX.1.
+    Flux(Box<Flux>),
+    /// Stable Diffusion 3 and 3.5.
+    Sd3(Box<Sd3>),
+}
+
+impl Pipeline {
+    /// Loads a Diffusers folder.
+    ///
+    /// # Errors
+    /// The pipeline's class is none of those here; else as [`ZImage::load`], [`Flux::load`] and [`Sd3::load`].
+    pub fn load(folder: &Folder, options: &LoadOptions, loader: &impl Loader) -> Result<Self, Error> {
+        let class = folder.pipeline_class()?;
+        match class {
+            "FluxPipeline" => Ok(Self::Flux(Box::new(Flux::load(folder, options, loader)?))),
+            "StableDiffusion3Pipeline" => Ok(Self::Sd3(Box::new(Sd3::load(folder, options, loader)?))),
+            _ => {
+                let known = class == "ZImagePipeline";
+                let index = folder.path("model_index.json");
+                Check(&index).supported(
+                    known,
+                    "_class_name",
+                    class,
+                    "ZImagePipeline, FluxPipeline, StableDiffusion3Pipeline",
+                )?;
+                Ok(Self::ZImage(Box::new(ZImage::load(folder, options, loader)?)))
+            }
+        }
+    }
+
+    /// Makes an image. `observe` is told after each pass.
+    ///
+    /// # Errors
+    /// `Request`: told before anything is computed. `Component`: memory, or weights that can't be read.
+    pub fn generate(&self, request: &Request, observe: impl FnMut(Progress)) -> Result<Generated, Error> {
+        match self {
+            Self::ZImage(pipeline) => pipeline.generate(request, observe),
+            Self::Flux(pipeline) => pipeline.generate(request, observe),
+            Self::Sd3(pipeline) => pipeline.generate(request, observe),
+        }
+    }
+
+    /// How often `observe` will be told, for this request.
+    pub fn passes(&self, request: &Request) -> u64 {
+        let encode = match self {
+            Self::ZImage(_) if request.guidance > 0.0 => 2,
+            Self::ZImage(_) => 1,
+            // One prompt, two encoders.
+            Self::Flux(_) => 2,
+            Self::Sd3(pipeline) => u64::from(pipeline.encode_passes(request)),
+        };
+        encode + u64::from(request.steps) + 1
+    }
+}

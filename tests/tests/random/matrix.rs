@@ -1,0 +1,88 @@
+//! The same bits whatever the memory: every strategy, three budgets, twice in a row.
+
+use super::request;
+use crate::common::{manager, options};
+use candle_core::{DType, Tensor};
+use mm_candle::Error as CandleError;
+use mm_diffusion::{Error, Folder, Generated, Pipeline, Unmanaged, describe};
+use mm_engine::EngineError;
+use mm_plan::{Infeasible, Plan, Strategy};
+
+const STRATEGIES: [Strategy; 5] =
+    [Strategy::Auto, Strategy::NoOffload, Strategy::ModelOffload, Strategy::BlockPin, Strategy::GroupOffload];
+
+/// The bits of what two requests in a row make, and the plan, or why there is none.
+pub(crate) fn draw(
+    folder: &Folder,
+    dtype: DType,
+    budget: u64,
+    strategy: Strategy,
+) -> Result<(Vec<u32>, Plan), Infeasible> {
+    let manager = manager(budget, strategy);
+    let pipeline = Pipeline::load(folder, &options(dtype), &manager).unwrap();
+    let mut images = Vec::new();
+    for _ in 0..2 {
+        match pipeline.generate(&request(), |_| {}) {
+            Ok(generated) => images.push(bits(&generated.image)),
+            Err(Error::Component { source: CandleError::Engine(EngineError::Infeasible(why)), .. }) => return Err(why),
+            Err(other) => panic!("{dtype:?} {strategy} {budget}: {other}"),
+        }
+    }
+    assert!(images[0] == images[1], "{dtype:?} {strategy} in {budget}: the second image is another");
+    let (plan, memory) = (manager.plan().unwrap(), manager.memory());
+    assert_eq!(memory.peak, plan.peak.device, "{dtype:?} {strategy} {budget}");
+    assert!(memory.peak <= budget);
+    Ok((images.remove(0), (*plan).clone()))
+}
+
+pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
+    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+/// `folder` under every strategy that has a plan.
+pub(crate) fn matrix(folder: &Folder, dtype: DType) {
+    let weights = weight_bytes(folder, dtype);
+    let expected = bits(&unmanaged(folder, dtype).image);
+    let Err(Infeasible::NeverFits { smallest, component, .. }) = draw(folder, dtype, 1, Strategy::Auto) else {
+        panic!("one byte can't be enough");
+    };
+    assert!(smallest < weights, "{dtype:?}: {component} needs {smallest} of {weights}");
+    for budget in [2 * weights, (smallest + weights) / 2, smallest] {
+        let mut feasible = 0;
+        for strategy in STRATEGIES {
+            match draw(folder, dtype, budget, strategy) {
+                Ok((image, _)) => {
+                    assert!(image == expected, "{dtype:?} {strategy} in {budget} of {weights} bytes: other bits");
+                    feasible += 1;
+                }
+                Err(why) => assert!(
+                    matches!(strategy, Strategy::NoOffload | Strategy::ModelOffload) && budget < weights,
+                    "{dtype:?} {strategy} in {budget}: {why}"
+                ),
+            }
+        }
+        assert!(feasible >= 3, "{dtype:?} in {budget}: {feasible}");
+    }
+}
+
+/// What it is compared with.
+pub(crate) fn unmanaged(folder: &Folder, dtype: DType) -> Generated {
+    Pipeline::load(folder, &options(dtype), &Unmanaged).unwrap().generate(&request(), |_| {}).unwrap()
+}
+
+/// Bytes of everything the models ask for.
+pub(crate) fn weight_bytes(folder: &Folder, dtype: DType) -> u64 {
+    describe(folder, &options(dtype)).unwrap().iter().map(mm_plan::Component::bytes).sum()
+}
+
+/// That loading finds what was described from headers.
+pub(crate) fn described_as_loaded(folder: &Folder) {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let described = describe(folder, &options(dtype)).unwrap();
+        let manager = manager(1 << 40, Strategy::Auto);
+        let _pipeline = Pipeline::load(folder, &options(dtype), &manager).unwrap();
+        let loaded: Vec<_> =
+            described.iter().map(|c| manager.get_component(&c.name).unwrap().description().clone()).collect();
+        assert_eq!(described, loaded);
+    }
+}

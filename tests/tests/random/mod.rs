@@ -1,0 +1,96 @@
+//! Small checkpoints of random weights, as folders that tests may change.
+#![allow(dead_code)]
+
+pub(crate) mod golden;
+pub(crate) mod matrix;
+
+use candle_core::{DType, Device, Tensor};
+use mm_diffusion::{Folder, LoadOptions, Pipeline, Request, Unmanaged};
+use mm_fixtures::{Fill, Fixture, Model, Options};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+use tempfile::TempDir;
+
+pub(crate) const TRANSFORMER: &str = "transformer/diffusion_pytorch_model.safetensors";
+
+pub(crate) fn request() -> Request {
+    Request {
+        prompt: "a red cat under an Umbrella".into(),
+        guidance: 3.5,
+        steps: 2,
+        width: 48,
+        height: 32,
+        ..Request::default()
+    }
+}
+
+pub(crate) struct Checkpoint(TempDir);
+
+impl Checkpoint {
+    /// The weights are four times the fixture's, exactly, so that no part of a model vanishes beside what goes around it.
+    pub(crate) fn of(model: Model, layers: usize, dim: usize) -> Self {
+        let checkpoint = Self(tempfile::tempdir().unwrap());
+        let options =
+            Options { layers: Some(layers), dim: Some(dim), scale: 0.0001, fill: Fill::Random, ..Options::default() };
+        let written = Fixture::new(model, &options).unwrap().write(checkpoint.0.path()).unwrap();
+        for file in written.paths.iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")) {
+            let larger = |tensor: Tensor| if is_norm(&tensor) { tensor } else { (tensor * 4.0).unwrap() };
+            let tensors = load(file).into_iter().map(|(name, tensor)| (name, larger(tensor))).collect();
+            candle_core::safetensors::save(&tensors, file).unwrap();
+        }
+        checkpoint
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.0.path().join(relative)
+    }
+
+    pub(crate) fn folder(&self) -> Folder {
+        Folder::open(self.0.path()).unwrap()
+    }
+
+    pub(crate) fn set(&self, file: &str, key: &str, value: serde_json::Value) {
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(self.path(file)).unwrap()).unwrap();
+        json[key] = value;
+        fs::write(self.path(file), json.to_string()).unwrap();
+    }
+
+    /// Changes the tensors of a file.
+    pub(crate) fn rewrite(&self, file: &str, change: impl FnOnce(HashMap<String, Tensor>) -> HashMap<String, Tensor>) {
+        let file = self.path(file);
+        candle_core::safetensors::save(&change(load(&file)), file).unwrap();
+    }
+
+    /// The message must name these.
+    pub(crate) fn refused(&self, parts: &[&str]) {
+        let error = match Pipeline::load(&self.folder(), &LoadOptions::default(), &Unmanaged) {
+            Ok(_) => panic!("loaded; expected an error that names {parts:?}"),
+            Err(error) => error.to_string(),
+        };
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}\nlacks some of {parts:?}");
+    }
+}
+
+/// Their rows, one after the other.
+pub(crate) fn joined(from: &HashMap<String, Tensor>, names: &[String]) -> Tensor {
+    let parts: Vec<_> = names.iter().map(|name| from.get(name).unwrap_or_else(|| panic!("no {name}"))).collect();
+    Tensor::cat(&parts, 0).unwrap()
+}
+
+/// Its halves the other way round.
+pub(crate) fn swapped(tensor: &Tensor) -> Tensor {
+    let halves = tensor.chunk(2, 0).unwrap();
+    Tensor::cat(&[&halves[1], &halves[0]], 0).unwrap()
+}
+
+fn load(file: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(file, &Device::Cpu).unwrap()
+}
+
+fn is_norm(tensor: &Tensor) -> bool {
+    let values = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.iter().all(|value| *value == 1.0)
+}
