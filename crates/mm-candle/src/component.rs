@@ -41,6 +41,7 @@ impl LoadSpec {
 
 /// A model and what it takes to run it, however many components share it.
 pub(crate) struct Loaded<M> {
+    pub(crate) device: Device,
     pub(crate) model: ReentrantMutex<RefCell<M>>,
     /// `None`: nobody manages it.
     pub(crate) module: Option<Arc<Module<AnyDevice>>>,
@@ -62,14 +63,14 @@ pub struct Component<M> {
 }
 
 impl<M: Send> Component<M> {
-    /// A model that nobody manages.
+    /// A model on the CPU that nobody manages.
     pub fn unmanaged(model: M) -> Self {
-        Self::alone(model, None)
+        Self::alone(model, None, Device::Cpu)
     }
 
-    fn alone(model: M, weights: Option<Arc<Weights>>) -> Self {
+    fn alone(model: M, weights: Option<Arc<Weights>>, device: Device) -> Self {
         let model = ReentrantMutex::new(RefCell::new(model));
-        Self { managed: None, loaded: Share::alone(Loaded { model, module: None, weights }) }
+        Self { managed: None, loaded: Share::alone(Loaded { device, model, module: None, weights }) }
     }
 
     pub(crate) const fn managed(loaded: Share<Loaded<M>, AnyDevice>, managed: Managed) -> Self {
@@ -84,6 +85,11 @@ impl<M: Send> Component<M> {
     /// Whether the other is this very model: loaded once, and on the device once.
     pub fn is_same(&self, other: &Self) -> bool {
         self.loaded.is_same(&other.loaded)
+    }
+
+    /// Where its model computes, and takes its inputs.
+    pub fn device(&self) -> &Device {
+        &self.loaded.device
     }
 
     /// Its weights; `None`: it was not loaded from files.
@@ -136,7 +142,7 @@ impl<M: Send> Component<M> {
     }
 }
 
-/// Loads a component whole, outside any manager: what a managed one is compared with.
+/// Loads a component whole, outside any manager, on the CPU: what a managed one is compared with.
 ///
 /// # Errors
 /// The files can't be used, or `build` fails.
@@ -144,7 +150,20 @@ pub fn load_unmanaged<M: Send>(
     spec: &LoadSpec,
     build: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<Component<M>, Error> {
+    load_unmanaged_on(&Device::Cpu, spec, build)
+}
+
+/// As [`load_unmanaged`], on another device.
+///
+/// # Errors
+/// As there; the device has no room.
+pub fn load_unmanaged_on<M: Send>(
+    device: &Device,
+    spec: &LoadSpec,
+    build: impl Fn(VarBuilder<'_>) -> Result<M>,
+) -> std::result::Result<Component<M>, Error> {
     let weights = Weights::open(&spec.files)?;
     let backend = Box::new(PlainBackend(weights.clone()));
-    Ok(Component::alone(build(VarBuilder::from_backend(backend, spec.dtype, Device::Cpu))?, Some(weights)))
+    let model = build(VarBuilder::from_backend(backend, spec.dtype, device.clone()))?;
+    Ok(Component::alone(model, Some(weights), device.clone()))
 }

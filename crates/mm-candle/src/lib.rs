@@ -52,6 +52,6 @@ mod manager;
 mod plain;
 
 pub use blocks::{Blocks, Lease};
-pub use component::{Component, LoadSpec, load_unmanaged};
+pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
 pub use manager::{Manager, describe};

@@ -123,7 +123,12 @@ impl Manager {
         let module = Module::new(module, memory.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
-        Ok(Loaded { model: ReentrantMutex::new(RefCell::new(model)), module: Some(module), weights: Some(weights) })
+        Ok(Loaded {
+            device: self.device.clone(),
+            model: ReentrantMutex::new(RefCell::new(model)),
+            module: Some(module),
+            weights: Some(weights),
+        })
     }
 }
 

@@ -9,8 +9,13 @@ use mm_plan::{Machine, Note};
 /// Measures from now on. Figures are kept for this user, for this machine, and for images of this size.
 pub(crate) fn start(manager: &Manager, machine: &Machine, request: &Request) -> Result<(), Failure> {
     let cores = std::thread::available_parallelism().map_or(0, |cores| cores.get());
-    let fingerprint =
-        format!("{} {}, {cores} cores, {} bytes of RAM; cpu", machine.os, std::env::consts::ARCH, machine.ram_total);
+    let fingerprint = format!(
+        "{} {}, {cores} cores, {} bytes of RAM; {:?}",
+        machine.os,
+        std::env::consts::ARCH,
+        machine.ram_total,
+        machine.device
+    );
     let calibration = Calibration::of(fingerprint).workload(format!("{}x{}", request.width, request.height));
     let calibration = match mm_cache::user_folder() {
         Some(folder) => calibration.kept_in(folder.join("figures")),

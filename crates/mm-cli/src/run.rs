@@ -20,17 +20,10 @@ use std::time::Instant;
 
 pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    if let DeviceName::Cuda(index) = args.device {
-        let text = format!(
-            "--device cuda:{index}: this build of mm has no CUDA support yet; compute with --device cpu, or plan for a \
-             card with `mm plan --vram SIZE`"
-        );
-        return Err(Failure::Device { code: "no_cuda", text });
-    }
     // All that can be refused is refused before the work starts.
     let outputs = Outputs::check(args)?;
     let plan = args.plan.as_deref().map(read_plan).transpose()?;
-    let machine = machine(args);
+    let machine = machine(args)?;
     let manager = manager(args, &machine)?;
     let bar = bar();
     let pipeline = load(args, &manager)?;
@@ -110,16 +103,45 @@ fn refused(error: EngineError, args: &RunArgs) -> Failure {
     }
 }
 
-/// Host memory under the budget asked for, or all that is available.
-fn machine(args: &RunArgs) -> Machine {
-    let mut machine = mm_probe::probe().host_machine(args.vram.or(args.ram));
+/// The device under the budget asked for; without one, all of it that is free.
+fn machine(args: &RunArgs) -> Result<Machine, Failure> {
+    let mut machine = match args.device {
+        DeviceName::Cpu => mm_probe::probe().host_machine(args.vram.or(args.ram)),
+        DeviceName::Cuda(index) => card(index, args.vram)?,
+    };
     present(&mut machine, None, args.ram);
-    machine
+    Ok(machine)
+}
+
+#[cfg(feature = "cuda")]
+fn card(index: u32, budget: Option<u64>) -> Result<Machine, Failure> {
+    let mut machine = mm_probe::probe().machine(Some(index as usize));
+    machine.vram_free = budget.or(machine.vram_free);
+    if machine.vram_free.is_none() {
+        let text =
+            format!("--device cuda:{index}: NVIDIA's driver reports no such card; `mm probe` shows what it reports");
+        return Err(Failure::Device { code: "no_cuda", text });
+    }
+    Ok(machine)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn card(index: u32, _: Option<u64>) -> Result<Machine, Failure> {
+    let text = format!(
+        "--device cuda:{index}: this build of mm has no CUDA support; build it with --features cuda, compute with \
+         --device cpu, or plan for a card with `mm plan --vram SIZE`"
+    );
+    Err(Failure::Device { code: "no_cuda", text })
 }
 
 fn manager(args: &RunArgs, machine: &Machine) -> Result<Manager, Failure> {
     let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
-    Manager::cpu(machine.clone(), policy).map_err(Failure::of_engine)
+    match args.device {
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(index) => Manager::cuda(index as usize, machine.clone(), policy),
+        _ => Manager::cpu(machine.clone(), policy),
+    }
+    .map_err(Failure::of_engine)
 }
 
 fn load(args: &RunArgs, manager: &Manager) -> Result<Pipeline, Failure> {

@@ -1,7 +1,7 @@
 //! CLIP's text models on `Blocks`: candle's own has fixed sizes and one activation, and keeps what lies before the last layer to itself.
 
 use crate::{Error, check::Check, folder::Folder};
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
 use candle_nn::{Embedding, LayerNorm, Linear, VarBuilder, embedding, layer_norm, linear, linear_no_bias};
 use mm_candle::Blocks;
 use serde::Deserialize;
@@ -133,13 +133,14 @@ impl Encoder {
     /// At most as many ids as there are positions.
     pub(crate) fn forward(&self, ids: &[u32]) -> Result<Encoded> {
         let count = ids.len();
-        let positions = Tensor::arange(0, count as u32, &Device::Cpu)?.unsqueeze(0)?;
-        let tokens = self.tokens.forward(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+        let device = self.tokens.embeddings().device();
+        let positions = Tensor::arange(0, count as u32, device)?.unsqueeze(0)?;
+        let tokens = self.tokens.forward(&Tensor::new(ids, device)?.unsqueeze(0)?)?;
         let mut x = tokens.broadcast_add(&self.positions.forward(&positions)?)?;
         let mut hidden = x.clone();
         let later: Vec<f32> =
             (0..count).flat_map(|query| (0..count).map(move |key| if key > query { f32::MIN } else { 0.0 })).collect();
-        let causal = Tensor::from_vec(later, (1, 1, count, count), &Device::Cpu)?;
+        let causal = Tensor::from_vec(later, (1, 1, count, count), device)?;
         for layer in self.layers.iter() {
             hidden = x;
             x = layer?.forward(&hidden, &causal)?;
@@ -246,7 +247,8 @@ mod tests {
             projection_dim: 24,
         };
         let theirs = ClipTextTransformer::new(Invented::original().pp("text_model"), &theirs).unwrap();
-        let out = theirs.forward_with_mask(&Tensor::new(&[ids], &Device::Cpu).unwrap(), usize::MAX).unwrap();
+        let out =
+            theirs.forward_with_mask(&Tensor::new(&[ids], &candle_core::Device::Cpu).unwrap(), usize::MAX).unwrap();
         let expected = out.narrow(1, 9, 1).unwrap();
         let ours = Encoder::new(&config(Some(49)), Invented::original()).unwrap().forward(&ids).unwrap();
         let bits = |t: &Tensor| -> Vec<u32> {

@@ -6,7 +6,7 @@ use crate::{
     trace::Trace,
     vae::{self, Decoder},
 };
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use mm_candle::Component;
 
 pub(crate) const TRANSFORMER: &str = "transformer";
@@ -43,7 +43,10 @@ pub(crate) fn decode(
     mut trace: Option<Trace>,
     mut observe: impl FnMut(Progress),
 ) -> Result<Generated, Error> {
-    let image = decoder.run_again(|decoder| config.decode(decoder, latents)).map_err(in_component(VAE))?;
+    // Latents and images are on the host: each component takes what it is given to where it computes.
+    let latents = latents.to_device(decoder.device())?;
+    let image = decoder.run_again(|decoder| config.decode(decoder, &latents)).map_err(in_component(VAE))?;
+    let image = image.to_device(&Device::Cpu)?;
     observe(Progress { component: VAE, pass: 1, passes: 1 });
     if let Some(trace) = &mut trace {
         trace.add("image", image.clone());

@@ -1,6 +1,6 @@
 //! Layers that several models have.
 
-use candle_core::{D, DType, Device, Module, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
 use candle_nn::{Linear, VarBuilder, linear};
 
 /// Softmax attention over `[batch, heads, tokens, width]`, its weights in f32; `mask` is added to the
@@ -45,7 +45,7 @@ const LONGEST_PERIOD: f64 = 10_000.0;
 /// Of a value, `[1]` in f32, in this dtype: `[1, 256]`. They are computed in f32 whatever the dtype.
 pub(crate) fn sinusoids(value: &Tensor, dtype: DType) -> Result<Tensor> {
     let half = SINUSOIDS / 2;
-    let steps = Tensor::arange(0, half as u32, &Device::Cpu)?.to_dtype(DType::F32)?;
+    let steps = Tensor::arange(0, half as u32, value.device())?.to_dtype(DType::F32)?;
     let frequencies = (steps * (-LONGEST_PERIOD.ln() / half as f64))?.exp()?;
     let angles = value.unsqueeze(1)?.broadcast_mul(&frequencies.unsqueeze(0)?)?;
     Tensor::cat(&[angles.cos()?, angles.sin()?], D::Minus1)?.to_dtype(dtype)

@@ -108,9 +108,10 @@ impl Encoder {
     /// Token ids in, `[tokens, width]` out. Attention is causal, so padding to the right, which the
     /// reference masks out and drops, could not change anything.
     pub(crate) fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+        let device = self.embed.embeddings().device();
+        let ids = Tensor::new(ids, device)?.unsqueeze(0)?;
         let mut x = self.embed.forward(&ids)?;
-        let context = Context::new(&self.inverse_frequencies, x.dim(1)?, self.dtype)?;
+        let context = Context::new(&self.inverse_frequencies, x.dim(1)?, self.dtype, device)?;
         for layer in self.layers.iter() {
             x = layer?.forward(&x, &context)?;
         }
@@ -126,14 +127,14 @@ struct Context {
 }
 
 impl Context {
-    fn new(inverse_frequencies: &[f32], tokens: usize, dtype: DType) -> Result<Self> {
+    fn new(inverse_frequencies: &[f32], tokens: usize, dtype: DType, device: &Device) -> Result<Self> {
         let angles: Vec<f32> =
             (0..tokens).flat_map(|t| inverse_frequencies.iter().map(move |f| t as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (tokens, inverse_frequencies.len()), &Device::Cpu)?;
+        let angles = Tensor::from_vec(angles, (tokens, inverse_frequencies.len()), device)?;
         let causal: Vec<f32> = (0..tokens)
             .flat_map(|query| (0..tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 }))
             .collect();
-        let causal = Tensor::from_vec(causal, (1, 1, tokens, tokens), &Device::Cpu)?;
+        let causal = Tensor::from_vec(causal, (1, 1, tokens, tokens), device)?;
         // The reference rounds the tables to the compute dtype.
         let table = |t: Tensor| t.to_dtype(dtype)?.to_dtype(DType::F32);
         Ok(Self { cos: table(angles.cos()?)?, sin: table(angles.sin()?)?, causal })

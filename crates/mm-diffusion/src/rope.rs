@@ -32,7 +32,7 @@ impl Rope {
     }
 
     /// The table of a batch; all items have the same number of positions.
-    pub(crate) fn table(&self, batch: &[Vec<Position>]) -> Result<Table> {
+    pub(crate) fn table(&self, batch: &[Vec<Position>], device: &Device) -> Result<Table> {
         let tokens = batch.first().map_or(0, Vec::len);
         // Angles are computed in f64 and rounded once, as in the reference.
         let angles: Vec<f32> = (batch.iter().flatten())
@@ -40,7 +40,7 @@ impl Rope {
             .flat_map(|(axis, &at)| axis.iter().map(move |frequency| (at as f64 * frequency) as f32))
             .collect();
         let width = self.frequencies.iter().map(Vec::len).sum::<usize>();
-        let angles = Tensor::from_vec(angles, (batch.len(), tokens, width), &Device::Cpu)?;
+        let angles = Tensor::from_vec(angles, (batch.len(), tokens, width), device)?;
         Ok(Table { cos: angles.cos()?, sin: angles.sin()? })
     }
 }

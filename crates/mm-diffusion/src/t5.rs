@@ -88,12 +88,13 @@ impl Encoder {
 
     /// Token ids in, `[1, tokens, width]` out. All tokens are attended to, padding too: pipelines give no mask.
     pub(crate) fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let mut x = self.embed.forward(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+        let device = self.embed.embeddings().device();
+        let mut x = self.embed.forward(&Tensor::new(ids, device)?.unsqueeze(0)?)?;
         if self.dtype == DType::F16 {
             // Its sums overflow in f16: the reference keeps them, and the layers that make them, in f32.
             x = x.to_dtype(DType::F32)?;
         }
-        let bias = self.bias.forward(&self.buckets.table(ids.len())?)?.permute((2, 0, 1))?.unsqueeze(0)?;
+        let bias = self.bias.forward(&self.buckets.table(ids.len(), device)?)?.permute((2, 0, 1))?.unsqueeze(0)?;
         for block in self.blocks.iter() {
             x = block?.forward(&x, &bias)?;
         }
@@ -114,13 +115,13 @@ impl Buckets {
     }
 
     /// `[queries, keys]`.
-    fn table(&self, tokens: usize) -> Result<Tensor> {
+    fn table(&self, tokens: usize, device: &Device) -> Result<Tensor> {
         let bucket = |query: usize, key: usize| {
             let later = if key > query { self.count } else { 0 };
             (later + self.of_distance(query.abs_diff(key))) as u32
         };
         let all: Vec<u32> = (0..tokens).flat_map(|query| (0..tokens).map(move |key| bucket(query, key))).collect();
-        Tensor::from_vec(all, (tokens, tokens), &Device::Cpu)
+        Tensor::from_vec(all, (tokens, tokens), device)
     }
 
     fn of_distance(&self, distance: usize) -> usize {

@@ -85,14 +85,17 @@ impl Transformer {
     ) -> Result<Tensor> {
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
+        let device = self.text.weight().device();
+        let [latents, text, pooled] = [latents, text, pooled].map(|input| input.to_device(device));
+        let (latents, text, pooled) = (latents?, text?, pooled?);
         let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;
         let mut image =
             self.image.forward(&patchify(&latents.to_dtype(self.dtype)?, Order::ChannelsFirst)?.unsqueeze(0)?)?;
-        let conditioning = self.condition(timestep, guidance, pooled)?.silu()?;
+        let conditioning = self.condition(timestep, guidance, &pooled)?.silu()?;
         let tokens = text.dim(1)?;
         let grid = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
         let positions: Vec<Position> = std::iter::repeat_n([0; 3], tokens).chain(grid).collect();
-        let rope = self.rope.table(&[positions])?;
+        let rope = self.rope.table(&[positions], device)?;
         let context = Context { rope: &rope, conditioning: &conditioning };
 
         for block in self.double.iter() {
@@ -106,23 +109,24 @@ impl Transformer {
         let [first, second] = modulation(&self.modulation, &conditioning)?;
         let (shift, scale) = if self.shift_first { (first, second) } else { (second, first) };
         let image = self.out.forward(&modulate(&image, &shift, &scale)?)?;
-        unpatchify(&image, channels, rows, columns, Order::ChannelsFirst)?.to_dtype(DType::F32)
+        unpatchify(&image, channels, rows, columns, Order::ChannelsFirst)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)
     }
 
     /// What modulates all blocks, `[1, width]`.
     fn condition(&self, timestep: f32, guidance: f32, pooled: &Tensor) -> Result<Tensor> {
         let sinusoids = |value: Tensor| sinusoids(&(value * TIME_FACTOR)?.to_dtype(DType::F32)?, self.dtype);
         // Down and up again, rounded each time: in half precision that is another timestep.
-        let time = rounded(timestep, self.dtype)?.div(&rounded(TIME_FACTOR as f32, self.dtype)?)?;
+        let rounded = |value| rounded(value, self.dtype, pooled.device());
+        let time = rounded(timestep)?.div(&rounded(TIME_FACTOR as f32)?)?;
         let mut sum = self.timestep.forward(&sinusoids(time)?)?;
         if let Some(embedder) = &self.guidance {
-            sum = (sum + embedder.forward(&sinusoids(rounded(guidance, self.dtype)?)?)?)?;
+            sum = (sum + embedder.forward(&sinusoids(rounded(guidance)?)?)?)?;
         }
         sum + self.pooled.forward(&pooled.to_dtype(self.dtype)?)?
     }
 }
 
 /// In the compute dtype, to which the reference rounds what it is given.
-fn rounded(value: f32, dtype: DType) -> Result<Tensor> {
-    Tensor::new(&[value], &Device::Cpu)?.to_dtype(dtype)
+fn rounded(value: f32, dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::new(&[value], device)?.to_dtype(dtype)
 }

@@ -6,7 +6,7 @@ use crate::{
     part::{Load, Part, in_component},
     t5,
 };
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use mm_candle::Component;
 use mm_probe::Library;
 
@@ -120,7 +120,7 @@ impl Encoders {
                     seen(t5.name, pass);
                     out
                 }
-                _ => Tensor::zeros((1, T5_TOKENS, self.width), both.dtype(), &Device::Cpu)?,
+                _ => Tensor::zeros((1, T5_TOKENS, self.width), both.dtype(), both.device())?,
             };
             sequences.push(Tensor::cat(&[both, t5], 1)?);
             vectors.push(Tensor::cat(&[&one.pooled, &two.pooled], D::Minus1)?);

@@ -64,11 +64,13 @@ impl Transformer {
     pub(crate) fn forward(&self, latents: &Tensor, timestep: f32, text: &Tensor, pooled: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
-        let batch = text.dim(0)?;
+        let (batch, device) = (text.dim(0)?, self.text.weight().device());
+        let [latents, text, pooled] = [latents, text, pooled].map(|input| input.to_device(device));
+        let (latents, text, pooled) = (latents?, text?, pooled?);
         let image = self.patch.forward(&latents.to_dtype(self.dtype)?)?;
         let mut image = (image + self.middle(rows, columns)?)?.repeat((batch, 1, 1))?;
         let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;
-        let timestep = self.timestep.forward(&sinusoids(&Tensor::new(&[timestep], &Device::Cpu)?, self.dtype)?)?;
+        let timestep = self.timestep.forward(&sinusoids(&Tensor::new(&[timestep], device)?, self.dtype)?)?;
         let conditioning = self.pooled.forward(&pooled.to_dtype(self.dtype)?)?.broadcast_add(&timestep)?.silu()?;
         for block in self.blocks.iter() {
             let streams: Streams = block?.forward(&image, &text, &conditioning)?;
@@ -78,7 +80,7 @@ impl Transformer {
         let [first, second] = modulation(&self.modulation, &conditioning)?;
         let (shift, scale) = if self.shift_first { (first, second) } else { (second, first) };
         let image = self.out.forward(&modulate(&image, &shift, &scale)?)?;
-        unpatchify(&image, channels, rows, columns, Order::ChannelsLast)?.to_dtype(DType::F32)
+        unpatchify(&image, channels, rows, columns, Order::ChannelsLast)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)
     }
 
     /// The positions of an image, `[1, patches, width]`: those around the centre.

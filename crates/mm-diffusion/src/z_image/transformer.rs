@@ -80,20 +80,22 @@ impl Transformer {
         let batch = captions.len();
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
-        let timestep = self.embed_timestep(t)?;
+        let device = self.image.weight().device();
+        let timestep = self.embed_timestep(t, device)?;
         let plan = Layout::new(captions, rows, columns)?;
 
-        let tokens = patchify(&latents.to_dtype(self.dtype)?, Order::ChannelsLast)?;
+        let tokens = patchify(&latents.to_device(device)?.to_dtype(self.dtype)?, Order::ChannelsLast)?;
         let image = self.image.forward(&tokens)?;
         let image = pad(&image, &self.image_pad, padding(rows * columns))?.unsqueeze(0)?;
         let mut image = image.repeat((batch, 1, 1))?;
-        let image_rope = self.rope.table(&plan.image)?;
+        let image_rope = self.rope.table(&plan.image, device)?;
         for block in self.noise_refiner.iter() {
             image = block?.forward(&image, &Context { rope: &image_rope, mask: None, timestep: &timestep })?;
         }
 
-        let (mut caption, caption_rope) = (self.embed_captions(captions, &plan)?, self.rope.table(&plan.captions)?);
-        let mask = plan.mask(0)?;
+        let (mut caption, caption_rope) =
+            (self.embed_captions(captions, &plan)?, self.rope.table(&plan.captions, device)?);
+        let mask = plan.mask(0, device)?;
         for block in self.context_refiner.iter() {
             caption =
                 block?.forward(&caption, &Context { rope: &caption_rope, mask: mask.as_ref(), timestep: &timestep })?;
@@ -102,7 +104,7 @@ impl Transformer {
         // The image comes first, so what fills up the shorter captions stays at the end.
         let image_tokens = image.dim(1)?;
         let mut x = Tensor::cat(&[&image, &caption], 1)?;
-        let (rope, mask): (Table, _) = (image_rope.then(&caption_rope)?, plan.mask(image_tokens)?);
+        let (rope, mask): (Table, _) = (image_rope.then(&caption_rope)?, plan.mask(image_tokens, device)?);
         for block in self.layers.iter() {
             x = block?.forward(&x, &Context { rope: &rope, mask: mask.as_ref(), timestep: &timestep })?;
         }
@@ -110,15 +112,15 @@ impl Transformer {
         let x = x.narrow(1, 0, rows * columns)?;
         let scale = (self.scale.forward(&timestep.silu()?)? + 1.0)?.unsqueeze(1)?;
         let x = self.out.forward(&layer_norm(&x, FINAL_NORM_EPS)?.broadcast_mul(&scale)?)?;
-        unpatchify(&x, channels, rows, columns, Order::ChannelsLast)?.to_dtype(DType::F32)
+        unpatchify(&x, channels, rows, columns, Order::ChannelsLast)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)
     }
 
     /// `[1, width]`; the sinusoids are computed in f32 whatever the compute dtype.
-    fn embed_timestep(&self, t: f32) -> Result<Tensor> {
+    fn embed_timestep(&self, t: f32, device: &Device) -> Result<Tensor> {
         let half = SINUSOIDS / 2;
         let frequency = |i| (-(10_000f64.ln() as f32) * i as f32 / half as f32).exp();
         let angles: Vec<f32> = (0..half).map(|i| t * self.t_scale * frequency(i)).collect();
-        let angles = Tensor::from_vec(angles, (1, half), &Device::Cpu)?;
+        let angles = Tensor::from_vec(angles, (1, half), device)?;
         let sinusoids = Tensor::cat(&[angles.cos()?, angles.sin()?], 1)?.to_dtype(self.dtype)?;
         self.timestep.1.forward(&self.timestep.0.forward(&sinusoids)?.silu()?)
     }
@@ -126,7 +128,7 @@ impl Transformer {
     /// `[captions, longest, width]`.
     fn embed_captions(&self, captions: &[Tensor], layout: &Layout) -> Result<Tensor> {
         let embed = |caption: &Tensor| {
-            let caption = caption.to_dtype(self.dtype)?;
+            let caption = caption.to_device(self.image.weight().device())?.to_dtype(self.dtype)?;
             let tokens = self.caption.1.forward(&self.caption.0.forward(&caption)?)?;
             let padded = pad(&tokens, &self.caption_pad, padding(caption.dim(0)?))?;
             padded.pad_with_zeros(0, 0, layout.longest - padded.dim(0)?)
@@ -161,7 +163,7 @@ impl Layout {
 
     /// Hides what fills up the shorter captions; `None` where there is nothing to hide. `before`
     /// tokens that all items have come first.
-    fn mask(&self, before: usize) -> Result<Option<Tensor>> {
+    fn mask(&self, before: usize, device: &Device) -> Result<Option<Tensor>> {
         if self.lengths.iter().all(|&length| length == self.longest) {
             return Ok(None);
         }
@@ -169,7 +171,7 @@ impl Layout {
         let hidden =
             |&length: &usize| (0..tokens).map(move |i| if i < before + length { 0.0 } else { f32::NEG_INFINITY });
         let values: Vec<f32> = self.lengths.iter().flat_map(hidden).collect();
-        Tensor::from_vec(values, (self.lengths.len(), 1, 1, tokens), &Device::Cpu).map(Some)
+        Tensor::from_vec(values, (self.lengths.len(), 1, 1, tokens), device).map(Some)
     }
 }
 
