@@ -115,6 +115,7 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 pub use cudarc;
 pub use device::{
     CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation,
+    Stopwatch, Ticket,
 };
 pub use error::{EngineError, Result};
 pub use manager::{

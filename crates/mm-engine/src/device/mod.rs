@@ -2,9 +2,11 @@
 
 mod buffer;
 mod host;
+mod stopwatch;
 
 pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
+pub use stopwatch::{Stopwatch, Ticket};
 
 use crate::{
     EngineError, Result, Slab,
@@ -109,6 +111,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
     fn tells_times(&self) -> bool {
         false
+    }
+
+    /// What tells times on a device with streams of its own; `None`: they are not told, or as [`Device::tells_times`] says.
+    fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
+        None
     }
 
     /// Memory as counted at each allocation.
