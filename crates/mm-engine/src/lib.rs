@@ -78,7 +78,8 @@
 //! 13. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 //! 14. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
-//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`).
+//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`, on CUDA
+//!     `tests/cuda_calibration.rs`).
 #![deny(unsafe_code)]
 
 pub mod calibrate;

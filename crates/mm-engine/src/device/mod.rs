@@ -108,7 +108,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     }
 
     /// Whether a lease lasts as long as what is computed with it, and a copy in the timeline as long as its bytes move, so that
-    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
+    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile: see
+    /// [`Device::stopwatch`].
     fn tells_times(&self) -> bool {
         false
     }
