@@ -48,10 +48,12 @@ fn compute_ns(component: &str, group: usize) -> u64 {
     if component == "encoder" { 2_000 } else { 4_000 + 1_500 * (group as u64 % 5) }
 }
 
+type Built = (Arc<Module<FakeCuda>>, Arc<Rack<FakeCuda>>);
+
 struct Pipeline {
     device: FakeCuda,
     manager: Arc<ModelManager<FakeCuda>>,
-    modules: Vec<(Arc<Module<FakeCuda>>, Arc<Rack<FakeCuda>>)>,
+    modules: Vec<Built>,
     _registrations: Vec<Registration<FakeCuda>>,
 }
 
