@@ -170,6 +170,11 @@ fn from_wrong_or_no_links_the_plan_becomes_the_one_of_the_true_figures() {
         assert_eq!(measured.components["vae"].rest_ns, Some(300));
         let more = pipeline.request(true).unwrap();
         assert!(more.iter().all(|plan| Arc::ptr_eq(plan, &plans[3])), "{:?}", pipeline.codes());
+        // What is not a lease's, nor waiting for a copy: homes look at each streamed group's bytes as it comes and as it goes.
+        let placed = plans[3].component("transformer").unwrap();
+        let streamed = placed.stacks[0].resident.iter().filter(|resident| !**resident).count() as u64;
+        let looks = 2 * (3000 * 4 + 400 * 2 + 4 * 64);
+        assert_eq!(pipeline.figures().components["transformer"].rest_ns, Some(300 + streamed * looks));
         pipeline.device.check();
     }
 }
