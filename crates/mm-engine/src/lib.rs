@@ -78,7 +78,8 @@
 //! 13. **A module is on the device once** however many names, registrations and sources it has, and as long as it has one
 //!     (`tests/laws/{registry,displacement,sources,release}.rs`).
 //! 14. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
-//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`).
+//!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`, on CUDA
+//!     `tests/cuda_calibration.rs`).
 #![deny(unsafe_code)]
 
 pub mod calibrate;
@@ -115,7 +116,7 @@ pub use cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
 pub use cudarc;
 pub use device::{
     AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource, CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer,
-    HostCopy, HostDevice, HostMemory, Reservation,
+    HostCopy, HostDevice, HostMemory, Reservation, Stopwatch, Ticket,
 };
 pub use error::{EngineError, Result};
 pub use manager::{

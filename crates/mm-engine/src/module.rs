@@ -2,7 +2,7 @@
 
 use crate::{
     Device, EngineError, Result, Slab,
-    device::CopyFailed,
+    device::{CopyFailed, Stopwatch, Ticket},
     placement::Placement,
     sync::{AcqRel, Acquire, AtomicU64, Mutex, Relaxed, Release},
     timeline::{Kind, Label, Timeline},
@@ -108,6 +108,7 @@ pub struct Module<D: Device> {
     pub(crate) homes: Box<dyn Homes<D::Buffer>>,
     pub(crate) device: Arc<D>,
     pub(crate) timeline: Arc<Timeline>,
+    stopwatch: Option<Arc<dyn Stopwatch>>,
     pub(crate) copied: AtomicU64,
     pub(crate) stalled: AtomicU64,
     /// With the number of the load that made it, so that a lease knows whether it is of this one.
@@ -142,6 +143,7 @@ impl<D: Device> Module<D> {
             rest: entry("rest".to_owned(), spec.rest),
             description,
             homes: spec.homes,
+            stopwatch: device.stopwatch(),
             device,
             timeline,
             copied: AtomicU64::new(0),
@@ -267,7 +269,30 @@ impl<D: Device> Module<D> {
             return Err(EngineError::Misuse(format!("{name} has {count} groups, there is no group {group}")));
         }
         placement.acquire(self, group)?;
-        Ok(GroupLease { module: self.clone(), load: *load, group, start_ns: self.timeline.now() })
+        // After the wait for its copy, which is nobody's compute.
+        let timed = self.begin_timing(Kind::Compute, &self.groups[group]);
+        Ok(GroupLease { module: self.clone(), load: *load, group, start_ns: self.timeline.now(), timed })
+    }
+
+    fn begin_timing(&self, kind: Kind, entry: &GroupEntry) -> Option<Ticket> {
+        self.time(kind, || self.label(entry))
+    }
+
+    /// Tells the device's clock, where somebody reads what happens on this timeline, that this begins on the compute stream.
+    fn time(&self, kind: Kind, label: impl FnOnce() -> Label) -> Option<Ticket> {
+        let stopwatch = self.stopwatch.as_ref().filter(|_| self.timeline.is_calibrated())?;
+        stopwatch.begin(kind, label())
+    }
+
+    pub(crate) fn time_pass(&self) -> Option<Ticket> {
+        self.time(Kind::Pass, || self.whole())
+    }
+
+    /// That it ends; where it does not count it is forgotten.
+    pub(crate) fn end_timing(&self, timed: Option<Ticket>, counts: bool) {
+        if let (Some(stopwatch), Some(timed)) = (&self.stopwatch, timed) {
+            stopwatch.end(timed, counts);
+        }
     }
 
     /// Names the component without a group.
@@ -301,11 +326,14 @@ impl<D: Device> Module<D> {
 
     /// Orders compute after a copy; time spent waiting is a stall.
     pub(crate) fn finish(&self, entry: &GroupEntry, copy: D::Copy) -> Result<D::Buffer, CopyFailed<D::Buffer>> {
-        if self.device.is_done(&copy) {
-            return self.device.finish(copy);
-        }
+        let timed = self.begin_timing(Kind::Stall, entry);
+        let is_done = self.device.is_done(&copy);
         let start = self.timeline.now();
         let outcome = self.device.finish(copy);
+        self.end_timing(timed, true);
+        if is_done {
+            return outcome;
+        }
         self.stalled.fetch_add(self.timeline.now() - start, Relaxed);
         self.timeline.span(Kind::Stall, 0, &self.label(entry), start, 0);
         outcome
@@ -327,10 +355,13 @@ pub struct GroupLease<D: Device> {
     load: u64,
     group: usize,
     start_ns: u64,
+    /// On the device's own clock.
+    timed: Option<Ticket>,
 }
 
 impl<D: Device> Drop for GroupLease<D> {
     fn drop(&mut self) {
+        self.module.end_timing(self.timed.take(), true);
         let label = self.module.label(&self.module.groups[self.group]);
         self.module.timeline.span(Kind::Compute, 0, &label, self.start_ns, 0);
         // A lease that outlived its placement has nothing to give back: unloading took it all.

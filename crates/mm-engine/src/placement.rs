@@ -1,7 +1,8 @@
 //! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
 
 use crate::{
-    Device, EngineError, Result, module::Module, module::Place, order::Order, slots::Slots, tiers, timeline::Kind,
+    Device, EngineError, Result, device::Ticket, module::Module, module::Place, order::Order, slots::Slots, tiers,
+    timeline::Kind,
 };
 use mm_plan::ComponentPlan;
 
@@ -16,6 +17,8 @@ pub(crate) struct Placement<D: Device> {
     active: bool,
     /// The pass, as the device's profiler is told of it.
     profiled: Option<Box<dyn Send>>,
+    /// The pass, on the device's own clock.
+    timed: Option<Ticket>,
     passes: u32,
     /// The pass after which it is expected to leave the device: the last of a request, where the plan does not keep it.
     last: Option<u32>,
@@ -42,6 +45,7 @@ impl<D: Device> Placement<D> {
             slots,
             active: false,
             profiled: None,
+            timed: None,
             passes: 0,
             last: (!plan.keep).then_some(module.description().passes),
             deferred: None,
@@ -135,6 +139,7 @@ impl<D: Device> Placement<D> {
     pub(crate) fn begin_pass(&mut self, module: &Module<D>) {
         self.active = true;
         self.profiled = module.device.profile(Kind::Pass, &module.whole());
+        self.timed = module.time_pass();
         self.passes = self.passes.saturating_add(1);
         // Copies for a pass that never comes would hold up the component that comes instead.
         self.order.begin_pass(self.last == Some(self.passes));
@@ -144,6 +149,7 @@ impl<D: Device> Placement<D> {
     pub(crate) fn end_pass(&mut self, module: &Module<D>, complete: bool) -> Result<()> {
         self.active = false;
         self.profiled = None;
+        module.end_timing(self.timed.take(), complete);
         self.order.end_pass(complete);
         if self.last != Some(self.passes) {
             self.prefetch(module);

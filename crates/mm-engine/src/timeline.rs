@@ -204,6 +204,11 @@ impl Timeline {
         }
     }
 
+    /// Whether somebody reads along besides the log.
+    pub(crate) fn is_calibrated(&self) -> bool {
+        self.tap.is_on()
+    }
+
     fn is_heard(&self) -> bool {
         self.is_recording() || self.tap.is_on()
     }

@@ -9,7 +9,7 @@ use common::{
     fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, OUT_OF_MEMORY, driver, is_told},
     on_tiers, placement, plan_of, policy,
 };
-use mm_engine::{Device, EngineError, Module, Staging};
+use mm_engine::{Calibration, Device, EngineError, Module, Staging};
 use mm_plan::{HostTier, Policy, Strategy};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
@@ -48,6 +48,18 @@ fn rig(seed: u64) -> Rig<FakeCuda> {
     rig
 }
 
+/// The same, calibrated: with calls of its own, which are tried among all others.
+fn calibrated_rig(seed: u64) -> Rig<FakeCuda> {
+    let rig = rig(seed);
+    rig.manager.calibrate(Calibration::of("test")).unwrap();
+    rig
+}
+
+fn has_lost_times(rig: &Rig<FakeCuda>) -> bool {
+    let report = rig.manager.calibration().unwrap_or_default();
+    report.notes.iter().any(|note| note.code == "times_lost")
+}
+
 /// A request: encode, two denoising steps, decode.
 fn request(rig: &Rig<FakeCuda>) -> Result<(), EngineError> {
     rig.pass(0, 0..3)?;
@@ -56,8 +68,7 @@ fn request(rig: &Rig<FakeCuda>) -> Result<(), EngineError> {
     rig.pass(2, [])
 }
 
-fn calls_of_a_request() -> u64 {
-    let rig = rig(1);
+fn calls_of_a_request(rig: Rig<FakeCuda>) -> u64 {
     driver().fail(NEVER, 0, 0);
     request(&rig).unwrap();
     let calls = driver().calls();
@@ -73,12 +84,22 @@ fn finish(rig: Rig<FakeCuda>) {
 
 #[test]
 fn the_nth_call_fails_once() {
+    each_call_fails_once(rig, 1);
+}
+
+#[test]
+fn the_nth_call_of_a_calibrated_run_fails_once() {
+    each_call_fails_once(calibrated_rig, 7);
+}
+
+/// `step`: of so many calls one is tried.
+fn each_call_fails_once(rig: fn(u64) -> Rig<FakeCuda>, step: usize) {
     let _alone = alone();
-    let calls = calls_of_a_request();
+    let calls = calls_of_a_request(rig(1));
     assert!(calls > 300, "{calls}");
     let live = driver().live();
     let (mut told, mut right) = (0, 0);
-    for at in 0..calls {
+    for at in (0..calls).step_by(step) {
         // Out of memory as well, at a sample of them: at every allocation it is tried below.
         let codes: &[i32] = if at % 3 == 0 { &[ILLEGAL_ADDRESS, OUT_OF_MEMORY] } else { &[ILLEGAL_ADDRESS] };
         for code in codes.iter().copied() {
@@ -100,7 +121,7 @@ fn the_nth_call_fails_once() {
             assert_eq!(driver().live(), live, "after a fault at call {at}");
         }
     }
-    assert!(told > 50 && right > 50, "{told} told, {right} right, of {calls}");
+    assert!(told * step > 50 && right * step > 50, "{told} told, {right} right, of {calls}");
 }
 
 /// Out of memory is told as such where memory was asked for, else in the driver's words.
@@ -115,14 +136,27 @@ fn is_memory(error: &EngineError) -> bool {
 /// A device that was lost is built anew.
 #[test]
 fn every_call_fails_from_the_nth_on() {
+    every_call_fails_from(rig, 1);
+}
+
+#[test]
+fn every_call_of_a_calibrated_run_fails_from_the_nth_on() {
+    every_call_fails_from(calibrated_rig, 3);
+}
+
+fn every_call_fails_from(make: fn(u64) -> Rig<FakeCuda>, step: usize) {
     let _alone = alone();
-    let calls = calls_of_a_request();
+    let calls = calls_of_a_request(make(1));
     let live = driver().live();
-    for at in 0..calls {
-        let rig = rig(at);
+    for at in (0..calls).step_by(step) {
+        let rig = make(at);
         driver().fail(at, ILLEGAL_ADDRESS, 1);
         match request(&rig) {
-            Ok(()) => assert!(at + 40 > calls, "a dead device from call {at} went unnoticed"),
+            // Times are read last, as far as the device has come: their loss is a note.
+            Ok(()) => {
+                let is_over = at + 40 > calls || driver().calls() <= at;
+                assert!(is_over || has_lost_times(&rig), "a dead device from call {at} of {calls} went unnoticed");
+            }
             Err(error) => assert!(is_told(&error), "call {at}: {error}"),
         }
         let Rig { device, manager, modules, racks, registrations } = rig;
@@ -139,7 +173,7 @@ fn every_call_fails_from_the_nth_on() {
         drop(device);
         assert_eq!(driver().live(), live, "after a device lost at call {at}");
         if at % 8 == 0 {
-            let rig = self::rig(at);
+            let rig = make(at);
             request(&rig).unwrap_or_else(|error| panic!("a new device after one lost at call {at}: {error}"));
             rig.finish();
         }

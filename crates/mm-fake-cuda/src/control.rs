@@ -59,6 +59,20 @@ extern "C" fn mm_fake_cuda_fail(at: u64, code: Code, forever: u32) {
     driver.fault = (at != u64::MAX).then_some((at, code, forever != 0));
 }
 
+/// Lets the `at`-th call from now on (the first is 0) that only those who time make fail with `code`; `at` of `u64::MAX`: none
+/// fails. Such are those with timed events, and asking what lies between two.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_fail_timing(at: u64, code: Code) {
+    let mut driver = lock();
+    (driver.timing, driver.timing_fault) = (0, (at != u64::MAX).then_some((at, code)));
+}
+
+/// Calls that only those who time make, since the last `mm_fake_cuda_fail_timing`.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_timing_calls() -> u64 {
+    lock().timing
+}
+
 /// Calls since the last `mm_fake_cuda_fail`.
 #[unsafe(no_mangle)]
 extern "C" fn mm_fake_cuda_calls() -> u64 {

@@ -16,6 +16,7 @@ pub(crate) const INVALID_VALUE: Code = 1;
 pub(crate) const OUT_OF_MEMORY: Code = 2;
 pub(crate) const NOT_INITIALIZED: Code = 3;
 pub(crate) const INVALID_DEVICE: Code = 101;
+pub(crate) const INVALID_HANDLE: Code = 400;
 pub(crate) const NOT_READY: Code = 600;
 
 pub(crate) const DEVICES: i32 = 2;
@@ -42,6 +43,8 @@ pub(crate) struct Locked {
 
 pub(crate) struct Event {
     pub(crate) context: Handle,
+    /// It keeps when it was reached.
+    pub(crate) is_timed: bool,
     pub(crate) last: Option<u64>,
 }
 
@@ -71,6 +74,9 @@ pub(crate) struct Driver {
     pub(crate) faulted: bool,
     pub(crate) forgiven: bool,
     pub(crate) calls: u64,
+    /// Calls that only those who time make, and which of them fails.
+    pub(crate) timing: u64,
+    pub(crate) timing_fault: Option<(u64, Code)>,
     pub(crate) allocations: u64,
     pub(crate) copies: u64,
     /// Per device, how often its primary context is retained.
@@ -100,6 +106,8 @@ static DRIVER: Mutex<Driver> = Mutex::new(Driver {
     faulted: false,
     forgiven: false,
     calls: 0,
+    timing: 0,
+    timing_fault: None,
     allocations: 0,
     copies: 0,
     retained: [0; DEVICES as usize],
@@ -175,6 +183,27 @@ impl Driver {
         let fails = number == at || (forever && number > at);
         self.faulted |= fails;
         fails.then_some(code)
+    }
+
+    /// A call that only those who time make: counted besides, and failed where that was asked for.
+    pub(crate) fn times(&mut self) -> Result<(), Code> {
+        let number = self.timing;
+        self.timing += 1;
+        self.timing_fault.filter(|(at, _)| *at == number).map_or(Ok(()), |(_, code)| Err(code))
+    }
+
+    /// As [`Driver::times`], where the event is timed.
+    pub(crate) fn times_with(&mut self, event: Handle) -> Result<(), Code> {
+        if self.event(event).is_timed { self.times() } else { Ok(()) }
+    }
+
+    /// When the event was reached.
+    pub(crate) fn reached(&mut self, event: Handle) -> Result<u64, Code> {
+        let event = self.event(event);
+        let (context, last) = (event.context, event.last.filter(|_| event.is_timed).ok_or(INVALID_HANDLE)?);
+        self.in_context(context);
+        let record = &self.records[&last];
+        if record.done { Ok(record.time) } else { Err(NOT_READY) }
     }
 
     /// Where nothing is left that anything could be ordered after, what was is forgotten.

@@ -2,13 +2,16 @@
 
 use crate::{
     driver::{
-        self, CURRENT, Code, DEVICES, Event, HOST_WAITS, INVALID_DEVICE, INVALID_VALUE, Locked, NOT_INITIALIZED,
-        NOT_READY, OUT_OF_MEMORY, PAGE, SUCCESS, call, lock, misuse, release,
+        self, CURRENT, Code, DEVICES, Event, HOST_WAITS, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, Locked,
+        NOT_INITIALIZED, NOT_READY, OUT_OF_MEMORY, PAGE, SUCCESS, call, lock, misuse, release,
     },
     order::{Handle, Uses},
     stream::{Record, Stream, Work},
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+
+/// Flag of an event that does not keep when it was reached.
+const DISABLE_TIMING: c_uint = 2;
 
 /// Attributes of a pool: what it holds, and what of that is used.
 const RESERVED_NOW: c_uint = 5;
@@ -31,6 +34,7 @@ fn texts(code: Code) -> (&'static CStr, &'static CStr) {
         INVALID_VALUE => (c"CUDA_ERROR_INVALID_VALUE", c"invalid argument"),
         OUT_OF_MEMORY => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
         NOT_INITIALIZED => (c"CUDA_ERROR_NOT_INITIALIZED", c"initialization error"),
+        INVALID_HANDLE => (c"CUDA_ERROR_INVALID_HANDLE", c"invalid resource handle"),
         INVALID_DEVICE => (c"CUDA_ERROR_INVALID_DEVICE", c"invalid device ordinal"),
         NOT_READY => (c"CUDA_ERROR_NOT_READY", c"device not ready"),
         700 => (c"CUDA_ERROR_ILLEGAL_ADDRESS", c"an illegal memory access was encountered"),
@@ -237,10 +241,14 @@ extern "C" fn cuStreamWaitEvent(stream: Handle, event: Handle, _flags: c_uint) -
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cuEventCreate(event: *mut Handle, _flags: c_uint) -> Code {
+unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: c_uint) -> Code {
     call(|driver| {
+        let is_timed = flags & DISABLE_TIMING == 0;
+        if is_timed {
+            driver.times()?;
+        }
         let (context, handle) = (driver.current(), driver.handle());
-        driver.events.insert(handle, Event { context, last: None });
+        driver.events.insert(handle, Event { context, is_timed, last: None });
         answer(event, handle);
         Ok(())
     })
@@ -261,6 +269,7 @@ extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> Code {
         if driver.stream(stream).context != driver.event(event).context {
             misuse("an event of one device recorded on a stream of another");
         }
+        driver.times_with(event)?;
         let record = driver.handle();
         driver.enqueue(stream, Work::Record { record });
         let clock = driver.streams[&stream].clock.clone();
@@ -275,11 +284,23 @@ extern "C" fn cuEventQuery(event: Handle) -> Code {
     call(|driver| {
         let context = driver.event(event).context;
         driver.in_context(context);
+        driver.times_with(event)?;
         let Some(record) = driver.event(event).last else { return Ok(()) };
         if !driver.records[&record].done {
             return Err(NOT_READY);
         }
         driver.seen(record);
+        Ok(())
+    })
+}
+
+/// Both events must be timed, recorded and done: else it is an error, as the driver's is, and no misuse.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) -> Code {
+    call(|driver| {
+        driver.times()?;
+        let (start, end) = (driver.reached(start)?, driver.reached(end)?);
+        answer(milliseconds, ((end as f64 - start as f64) / 1e6) as f32);
         Ok(())
     })
 }
@@ -374,6 +395,16 @@ extern "C" fn cuMemcpyDtoHAsync_v2(into: *mut c_void, from: u64, length: usize, 
         driver.use_memory(stream, (from, length), Some(into as usize), false, work);
         Ok(())
     })
+}
+
+/// A kernel that takes so many nanoseconds. It is no call of CUDA's, as below.
+#[unsafe(no_mangle)]
+extern "C" fn mm_fake_cuda_spend(stream: Handle, ns: u64) {
+    let mut driver = lock();
+    let context = driver.streams.get(&stream).map_or(0, |s| s.context);
+    let bound = CURRENT.replace(context);
+    driver.enqueue(stream, Work::Spend { ns });
+    CURRENT.set(bound);
 }
 
 /// A kernel that reads `length` bytes at `from` and, when it runs, compares them with what `expected` holds now. It is no call of

@@ -10,6 +10,7 @@
 //!   calls with no context bound, or a wrong one; handles that are not alive; anything left at exit.
 //! - **Failing on demand**: a capacity, a limit of page-locked bytes, and an error at the Nth call, once or from there on. A call
 //!   that releases something does so even where it reports an error, as the driver's do.
+//! - **Timed**: a byte moved is a nanosecond, and a timed event keeps when its stream came to it by that.
 //!
 //! It is also NVIDIA's library of ranges for profilers, where it is loaded under that name.
 //!

@@ -24,6 +24,10 @@ pub(crate) enum Work {
         from: u64,
         expected: Vec<u8>,
     },
+    /// Computes for so long.
+    Spend {
+        ns: u64,
+    },
     Record {
         record: u64,
     },
@@ -37,7 +41,7 @@ pub(crate) struct Stream {
     pub(crate) context: Handle,
     pub(crate) queue: VecDeque<Work>,
     pub(crate) clock: Clock,
-    /// When what has run so far ended, in bytes moved: the time of a machine whose host takes none.
+    /// When what has run so far ended, in bytes moved, which are nanoseconds: the time of a machine whose host takes none.
     pub(crate) time: u64,
 }
 
@@ -55,7 +59,7 @@ pub(crate) struct Ran {
     pub(crate) end: u64,
 }
 
-/// Starting work takes as long as moving so many bytes.
+/// Starting work takes as long as moving so many bytes, each a nanosecond.
 const LATENCY: u64 = 64;
 
 impl Driver {
@@ -135,6 +139,7 @@ impl Driver {
                     misuse("a kernel read other bytes than those expected");
                 }
             }
+            Work::Spend { ns } => time += ns,
             Work::Record { record } => {
                 if let Some(record) = self.records.get_mut(&record) {
                     (record.done, record.time) = (true, time);

@@ -32,7 +32,7 @@ pub use session::CalibrationReport;
 pub(crate) use decide::{Memory, Room};
 pub(crate) use key::component_key;
 pub(crate) use observed::Part;
-pub(crate) use session::{Met, Session};
+pub(crate) use session::{Met, Session, Timing};
 
 use std::path::PathBuf;
 

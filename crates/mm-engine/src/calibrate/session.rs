@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     EngineError, Result,
-    timeline::{Event, Timeline},
+    device::Stopwatch,
+    timeline::{Event, Kind, Timeline},
 };
 use mm_cache::Key;
 use mm_plan::Note;
@@ -33,6 +34,9 @@ const NOTES: usize = 64;
 /// Events between two readings: of a pass, and some more of others.
 const LEAST_EVENTS: usize = 4096;
 const MOST_EVENTS: usize = 1 << 18;
+
+/// On a device's own clock.
+const LEAST_SPANS: usize = 64;
 
 /// A component, as the manager knows it.
 pub(crate) struct Met {
@@ -69,13 +73,22 @@ struct Inner {
     events: Vec<Event>,
 }
 
+/// Who tells times.
+pub(crate) enum Timing {
+    /// Nobody.
+    Nobody,
+    /// The host's clock: the timeline's events.
+    Host,
+    /// A clock of the device's own; the host's only for what readers do.
+    Device(Arc<dyn Stopwatch>),
+}
+
 /// One manager's calibration. Its lock is taken after the manager's, never before.
 pub(crate) struct Session {
     pub(crate) hysteresis: Hysteresis,
     store: Option<FigureStore>,
     timeline: Arc<Timeline>,
-    /// The device's events tell times.
-    timed: bool,
+    timing: Timing,
     /// There is something left to learn.
     learning: AtomicBool,
     inner: Mutex<Inner>,
@@ -99,11 +112,19 @@ pub(crate) struct Due {
 
 impl Session {
     /// # Errors
-    /// `Misuse`: another manager is calibrated over this timeline.
-    pub(crate) fn start(calibration: Calibration, timeline: &Arc<Timeline>, timed: bool) -> Result<Self> {
+    /// `Misuse`: another manager is calibrated over this timeline, or on this device.
+    pub(crate) fn start(calibration: Calibration, timeline: &Arc<Timeline>, timing: Timing) -> Result<Self> {
         if !timeline.tap.claim() {
             let text = "another manager is calibrated over this timeline; give each manager a timeline of its own";
             return Err(EngineError::Misuse(text.to_owned()));
+        }
+        if let Timing::Device(stopwatch) = &timing {
+            if !stopwatch.claim() {
+                timeline.tap.release();
+                let text = "another manager is calibrated on this device; only one can be";
+                return Err(EngineError::Misuse(text.to_owned()));
+            }
+            timeline.tap.set_staging_alone(true);
         }
         let Calibration { machine, workload, folder, hysteresis } = calibration;
         let inner = Inner {
@@ -119,7 +140,7 @@ impl Session {
         };
         let store = folder.map(|folder| FigureStore::new(folder, &machine, &workload));
         let learning = AtomicBool::new(false);
-        Ok(Self { hysteresis, store, timeline: timeline.clone(), timed, learning, inner: Mutex::new(inner) })
+        Ok(Self { hysteresis, store, timeline: timeline.clone(), timing, learning, inner: Mutex::new(inner) })
     }
 
     /// Whether a component of this name was met that is made of this.
@@ -154,8 +175,13 @@ impl Session {
         }
         inner.known.insert(title.clone(), Known { met, enough, weight });
         let slabs: usize = inner.known.values().map(|known| known.met.slabs + known.met.parts.len()).sum();
-        self.timeline.tap.reserve(slabs.saturating_mul(4).clamp(LEAST_EVENTS, MOST_EVENTS));
-        self.timeline.tap.set(self.timed);
+        let events = slabs.saturating_mul(4);
+        self.timeline.tap.reserve(events.clamp(LEAST_EVENTS, MOST_EVENTS));
+        if let Timing::Device(stopwatch) = &self.timing {
+            // A pass or two that are under way, and what is copied for the next.
+            stopwatch.start(events.max(LEAST_SPANS));
+        }
+        self.timeline.tap.set(!matches!(self.timing, Timing::Nobody));
         self.learning.store(true, Relaxed);
     }
 
@@ -170,14 +196,45 @@ impl Session {
             return;
         }
         let inner = &mut *self.inner.lock();
+        if let Timing::Device(stopwatch) = &self.timing {
+            return self.read(inner, &**stopwatch);
+        }
         let missed = self.timeline.tap.read(&mut inner.events);
         inner.observed.read(&inner.events);
         inner.events.clear();
         if !complete || missed > 0 {
             return inner.observed.interrupted(title);
         }
+        self.passed(inner, title, start_ns, end_ns);
+    }
+
+    /// Takes in what the device has come to by now. A pass counts once it has ended there, which is later than on the host.
+    fn read(&self, inner: &mut Inner, stopwatch: &dyn Stopwatch) {
+        let mut events = std::mem::take(&mut inner.events);
+        // What is lost of staging is a smaller sample.
+        self.timeline.tap.read(&mut events);
+        if let Some(reason) = stopwatch.read(&mut events) {
+            let text = format!("Times are not measured any more, as the device can't tell them: {reason}.");
+            inner.say(Some(Note::new("times_lost", &[], text)));
+        }
+        let mut rest = &events[..];
+        while let Some(at) = rest.iter().position(|event| event.kind == Kind::Pass) {
+            inner.observed.read(&rest[..at]);
+            let Event { label, start_ns, end_ns, .. } = &rest[at];
+            if let Some(label) = label {
+                self.passed(inner, &label.component, *start_ns, *end_ns);
+            }
+            rest = &rest[at + 1..];
+        }
+        inner.observed.read(rest);
+        events.clear();
+        inner.events = events;
+    }
+
+    /// A pass ran to its end, and its events have been read.
+    fn passed(&self, inner: &mut Inner, title: &str, start_ns: u64, end_ns: u64) {
         let before = inner.observed.passes(title);
-        inner.observed.pass(title, start_ns, end_ns, self.timed);
+        inner.observed.pass(title, start_ns, end_ns, !matches!(self.timing, Timing::Nobody));
         let passes = inner.observed.passes(title);
         let Some(enough) = inner.known.get(title).map(|known| known.enough).filter(|_| passes > before) else { return };
         if passes == enough {
@@ -188,6 +245,9 @@ impl Session {
         }
         if inner.known.keys().all(|title| inner.observed.passes(title) >= SETTLED) {
             self.timeline.tap.set(false);
+            if let Timing::Device(stopwatch) = &self.timing {
+                stopwatch.stop();
+            }
             self.learning.store(false, Relaxed);
         }
     }
@@ -204,6 +264,7 @@ impl Session {
     /// What was measured since the last look, if it is time for one.
     pub(crate) fn due(&self) -> Option<Due> {
         let inner = &mut *self.inner.lock();
+        self.look(inner);
         if !std::mem::take(&mut inner.due) {
             return None;
         }
@@ -219,8 +280,18 @@ impl Session {
     }
 
     pub(crate) fn report(&self) -> CalibrationReport {
-        let inner = self.inner.lock();
+        let inner = &mut *self.inner.lock();
+        self.look(inner);
         CalibrationReport { figures: inner.figures(), notes: inner.notes.clone() }
+    }
+
+    /// The device may have come further since the last pass ended.
+    fn look(&self, inner: &mut Inner) {
+        if let Timing::Device(stopwatch) = &self.timing
+            && self.learning.load(Relaxed)
+        {
+            self.read(inner, &**stopwatch);
+        }
     }
 
     fn keep(&self, inner: &mut Inner, title: &str) {
@@ -237,6 +308,9 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.timeline.tap.release();
+        if let Timing::Device(stopwatch) = &self.timing {
+            stopwatch.release();
+        }
     }
 }
 
@@ -293,7 +367,8 @@ mod tests {
 
     fn session(timed: bool) -> (Arc<Timeline>, Session) {
         let timeline = Arc::new(Timeline::new(10));
-        let session = Session::start(Calibration::of("test"), &timeline, timed).unwrap();
+        let timing = if timed { Timing::Host } else { Timing::Nobody };
+        let session = Session::start(Calibration::of("test"), &timeline, timing).unwrap();
         session.meet(&"big".into(), met(20), 0);
         session.meet(&"small".into(), met(1), 0);
         (timeline, session)

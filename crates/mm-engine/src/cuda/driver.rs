@@ -3,12 +3,13 @@
 //! What is asynchronous here is `unsafe`: the caller keeps source and destination until an event says that they are free.
 #![allow(unsafe_code)]
 
+use super::probe::ElapsedTime;
 use crate::{EngineError, Result};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-/// Waiting for an event gives the core away, and nobody measures with events.
+/// Waiting for an event gives the core away, and nobody measures with these.
 const EVENT_FLAGS: u32 =
     sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32 | sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32;
 
@@ -19,6 +20,9 @@ pub(super) struct Gpu {
     lane: Arc<CudaStream>,
     /// Events that nobody holds any more, to be recorded again.
     spare: Mutex<Vec<RawEvent>>,
+    /// Those that are timed.
+    stamps: Mutex<Vec<RawEvent>>,
+    elapsed: ElapsedTime,
 }
 
 #[derive(Clone, Copy)]
@@ -51,6 +55,19 @@ impl Drop for Recorded {
     }
 }
 
+/// An event that keeps when its stream came to it. Nobody waits for it.
+pub(super) struct Stamp {
+    /// `None` only while it is dropped.
+    raw: Option<RawEvent>,
+    gpu: Arc<Gpu>,
+}
+
+impl Drop for Stamp {
+    fn drop(&mut self) {
+        self.gpu.stamps.lock().extend(self.raw.take());
+    }
+}
+
 /// What the driver says of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -72,7 +89,7 @@ fn is_out_of_memory(error: &DriverError) -> bool {
 
 impl Gpu {
     /// The device's primary context; `compute`, or a stream of its own; and a lane for copies.
-    pub(super) fn open(ordinal: usize, compute: Option<Arc<CudaStream>>) -> Result<Arc<Self>> {
+    pub(super) fn open(ordinal: usize, compute: Option<Arc<CudaStream>>, elapsed: ElapsedTime) -> Result<Arc<Self>> {
         let context = match &compute {
             Some(stream) if stream.context().ordinal() != ordinal => {
                 let told = stream.context().ordinal();
@@ -85,14 +102,15 @@ impl Gpu {
         let compute = compute.map_or_else(stream, Ok)?;
         // A stream that does not wait for the default stream, as all that cudarc makes.
         let lane = stream()?;
-        Ok(Arc::new(Self { context, compute, lane, spare: Mutex::default() }))
+        let (spare, stamps) = (Mutex::default(), Mutex::default());
+        Ok(Arc::new(Self { context, compute, lane, spare, stamps, elapsed }))
     }
 
     pub(super) const fn compute(&self) -> &Arc<CudaStream> {
         &self.compute
     }
 
-    fn bind(&self) -> Result<()> {
+    pub(super) fn bind(&self) -> Result<()> {
         // Not `bind_to_thread`: that also reports errors of what others dropped.
         // SAFETY: the context is alive, because `self.context` retains it.
         unsafe { result::ctx::set_current(self.context.cu_ctx()) }.map_err(|e| lost("cuCtxSetCurrent", e))
@@ -173,7 +191,7 @@ impl Gpu {
     pub(super) fn record(self: &Arc<Self>, lane: Lane) -> Result<Event> {
         self.bind()?;
         let spare = self.spare.lock().pop();
-        let raw = spare.map_or_else(Self::create_event, Ok)?;
+        let raw = spare.map_or_else(|| Self::create_event(EVENT_FLAGS), Ok)?;
         let event = Event(Arc::new(Recorded { raw: Some(raw), gpu: self.clone() }));
         // SAFETY: event and stream are alive, because `event` and `self` hold them, and of one context: the event was created
         // with the stream's context bound.
@@ -181,10 +199,45 @@ impl Gpu {
         Ok(event)
     }
 
-    fn create_event() -> Result<RawEvent> {
+    /// A timed event, or one that nobody holds any more.
+    pub(super) fn stamp(self: &Arc<Self>) -> Result<Stamp> {
+        self.bind()?;
+        let spare = self.stamps.lock().pop();
+        let raw = spare.map_or_else(|| Self::create_event(sys::CUevent_flags::CU_EVENT_DEFAULT as u32), Ok)?;
+        Ok(Stamp { raw: Some(raw), gpu: self.clone() })
+    }
+
+    /// The stamp keeps when the stream comes to what is enqueued next.
+    pub(super) fn reach(&self, lane: Lane, stamp: &Stamp) -> Result<()> {
+        self.bind()?;
+        // SAFETY: event and stream are alive, because `stamp` and `self` hold them, and of one context: the event was created
+        // with the stream's context bound.
+        unsafe { result::event::record(raw(stamp.raw.as_ref())?, self.stream(lane)) }
+            .map_err(|e| lost("cuEventRecord", e))
+    }
+
+    /// Whether the stream has come there. The context is bound: see [`Gpu::bind`].
+    pub(super) fn is_reached(&self, stamp: &Stamp) -> Result<bool> {
+        Ok(Self::progress(raw(stamp.raw.as_ref())?, stamp)? == Progress::Done)
+    }
+
+    /// Nanoseconds from one point to a later one, both reached. The context is bound.
+    pub(super) fn between(&self, start: &Stamp, end: &Stamp) -> Result<u64> {
+        let mut milliseconds = 0f32;
+        let (first, second) = (raw(start.raw.as_ref())?, raw(end.raw.as_ref())?);
+        // SAFETY: the function has this signature since CUDA's first version; both events are alive, because `start` and `end` hold
+        // them, and there is a place for the answer.
+        unsafe { (self.elapsed)(&raw mut milliseconds, first, second) }
+            .result()
+            .map_err(|e| lost("cuEventElapsedTime", e))?;
+        // What is no number, or below zero, becomes zero.
+        Ok((f64::from(milliseconds) * 1e6).round() as u64)
+    }
+
+    fn create_event(flags: u32) -> Result<RawEvent> {
         let mut event = std::ptr::null_mut();
-        // SAFETY: `event` is a place for one handle; the flags are two of the driver's own.
-        unsafe { sys::cuEventCreate(&raw mut event, EVENT_FLAGS) }.result().map_err(|e| lost("cuEventCreate", e))?;
+        // SAFETY: `event` is a place for one handle; the flags are the driver's own.
+        unsafe { sys::cuEventCreate(&raw mut event, flags) }.result().map_err(|e| lost("cuEventCreate", e))?;
         Ok(RawEvent(event))
     }
 
@@ -209,8 +262,13 @@ impl Gpu {
     }
 
     fn query(&self, event: &Event) -> Result<Progress> {
-        // SAFETY: the event is alive, because `event` holds it.
-        match unsafe { result::event::query(event.raw()?) } {
+        Self::progress(event.raw()?, event)
+    }
+
+    /// Of an event that lives as long as its holder.
+    fn progress<T>(event: sys::CUevent, _holder: &T) -> Result<Progress> {
+        // SAFETY: the event is alive, because its holder is.
+        match unsafe { result::event::query(event) } {
             Ok(()) => Ok(Progress::Done),
             Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(Progress::NotYet),
             Err(error) => Err(lost("cuEventQuery", error)),
@@ -236,7 +294,7 @@ impl Drop for Gpu {
             // A driver that does not answer destroys events with their context, or never.
             return;
         }
-        for RawEvent(event) in self.spare.get_mut().drain(..) {
+        for RawEvent(event) in self.spare.get_mut().drain(..).chain(self.stamps.get_mut().drain(..)) {
             // SAFETY: nobody holds the event any more (it is spare), and it is destroyed once. Work that waits for it is not
             // disturbed by that. An error has nobody to hear it.
             let _ = unsafe { result::event::destroy(event) };
@@ -246,9 +304,12 @@ impl Drop for Gpu {
 
 impl Event {
     fn raw(&self) -> Result<sys::CUevent> {
-        let raw = self.0.raw.as_ref().map(|raw| raw.0);
-        raw.ok_or_else(|| EngineError::Internal("an event was used after its end".to_owned()))
+        raw(self.0.raw.as_ref())
     }
+}
+
+fn raw(event: Option<&RawEvent>) -> Result<sys::CUevent> {
+    event.map(|raw| raw.0).ok_or_else(|| EngineError::Internal("an event was used after its end".to_owned()))
 }
 
 /// Page-locked host memory, ordinary to the CPU (not write-combined). Dropping it frees it: what the driver may still read must

@@ -6,12 +6,13 @@ mod nvtx;
 mod probe;
 mod ring;
 mod source;
+mod times;
 
 pub use source::CudaSource;
 
 use crate::{
     EngineError, HostSource, Result, Slab,
-    device::{CopyFailed, Device, DeviceMemory, DriverMemory},
+    device::{CopyFailed, Device, DeviceMemory, DriverMemory, Stopwatch},
     slab::ALIGN,
     timeline::{Kind, Label, Timeline},
 };
@@ -26,6 +27,7 @@ use std::{
     sync::Arc,
     thread::{self, JoinHandle},
 };
+use times::Times;
 
 /// The staging ring, how many page-locked buffers of how many bytes; and the most that may be page-locked, copies of slabs
 /// included.
@@ -74,6 +76,7 @@ struct Shared {
     gpu: Arc<Gpu>,
     locked: Arc<Account>,
     timeline: Arc<Timeline>,
+    times: Arc<Times>,
     memory: Mutex<DeviceMemory>,
     /// The first error of a call that could not return it; the next call that can reports it.
     deferred: Mutex<Option<EngineError>>,
@@ -128,7 +131,7 @@ impl CudaDevice {
         staging: Staging,
         timeline: Arc<Timeline>,
     ) -> Result<Self> {
-        probe::driver()?;
+        let elapsed = probe::driver()?;
         let count = staging.buffers.max(1);
         let too_large = || EngineError::Misuse(format!("{count} staging buffers of {} bytes", staging.bytes));
         let piece = staging.bytes.max(1).checked_next_multiple_of(ALIGN as usize).ok_or_else(too_large)?;
@@ -137,10 +140,12 @@ impl CudaDevice {
         }
         let need =
             locked_bytes(piece as u64).and_then(|bytes| bytes.checked_mul(count as u64)).ok_or_else(too_large)?;
-        let gpu = Gpu::open(ordinal, compute)?;
+        let gpu = Gpu::open(ordinal, compute, elapsed)?;
+        let times = Times::new(&gpu, &timeline);
         let (jobs, queue) = unbounded();
         let locked = Account::new(&gpu, staging.limit);
-        let ring = |ordinary| Ring::new(&gpu, &locked, ordinary, timeline.clone(), count, piece, queue.clone());
+        let ring =
+            |ordinary| Ring::new(&gpu, &locked, ordinary, times.clone(), timeline.clone(), count, piece, queue.clone());
         let (ring, refused) =
             match if need > staging.limit { Err(over(need, Some(staging.limit))) } else { ring(false) } {
                 Err(EngineError::PageLock { limit, .. }) => (ring(true)?, Some(over(need, limit))),
@@ -153,8 +158,15 @@ impl CudaDevice {
             )
         });
         let memory = Mutex::new(DeviceMemory { budget, ..DeviceMemory::default() });
-        let shared =
-            Arc::new(Shared { gpu, locked, timeline, memory, deferred: Mutex::default(), kept: Mutex::default() });
+        let shared = Arc::new(Shared {
+            gpu,
+            locked,
+            timeline,
+            times,
+            memory,
+            deferred: Mutex::default(),
+            kept: Mutex::default(),
+        });
         let notes = notes.into_iter().collect();
         let mut device = Self { shared, jobs: Some(jobs), readers: Vec::new(), piece, notes };
         for lane in 0..count {
@@ -392,6 +404,11 @@ impl Device for CudaDevice {
     /// [`CudaDevice::page_locked`] whatever the plan counts.
     fn host_tiers(&self) -> &'static [HostTier] {
         &[HostTier::Staged, HostTier::Mapped, HostTier::PageLocked, HostTier::Pageable]
+    }
+
+    /// Timed events of the driver's, on the lane and on the compute stream.
+    fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
+        Some(self.shared.times.clone())
     }
 
     fn memory(&self) -> DeviceMemory {

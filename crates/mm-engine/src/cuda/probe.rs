@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::{EngineError, Result};
+use cudarc::driver::sys::{CUevent, CUresult};
 use libloading::Library;
 use std::{ffi::c_void, sync::OnceLock};
 
@@ -21,6 +22,7 @@ const SYMBOLS: &[&str] = &[
     "cuDevicePrimaryCtxRetain",
     "cuEventCreate",
     "cuEventDestroy_v2",
+    "cuEventElapsedTime",
     "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
@@ -41,13 +43,16 @@ const SYMBOLS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// `cuEventElapsedTime`. cudarc has only the second version of it, which drivers before CUDA 12.8 lack.
+pub(super) type ElapsedTime = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+
 /// Says what is missing, if anything is.
-pub(super) fn driver() -> Result<()> {
-    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+pub(super) fn driver() -> Result<ElapsedTime> {
+    static FOUND: OnceLock<Result<ElapsedTime, String>> = OnceLock::new();
     FOUND.get_or_init(find).clone().map_err(|reason| EngineError::NoDriver { reason })
 }
 
-fn find() -> Result<(), String> {
+fn find() -> Result<ElapsedTime, String> {
     let mut reason = String::new();
     for &name in NAMES {
         // SAFETY: loading runs the library's initializers. The names are those of NVIDIA's driver, which a program that
@@ -65,13 +70,16 @@ fn find() -> Result<(), String> {
     Err(format!("{} was not found ({reason})", NAMES.join(" or ")))
 }
 
-fn check(name: &str, library: &Library) -> Result<(), String> {
+fn check(name: &str, library: &Library) -> Result<ElapsedTime, String> {
+    let missing = |symbol| {
+        format!("{name} has no {symbol}; it is not NVIDIA's driver, or too old (CUDA 11.3 or newer is needed)")
+    };
     for &symbol in SYMBOLS {
         // SAFETY: the symbol is only looked up, as a pointer that is neither called nor read through.
         let found = unsafe { library.get::<*const c_void>(symbol) };
-        found.map_err(|_| {
-            format!("{name} has no {symbol}; it is not NVIDIA's driver, or too old (CUDA 11.3 or newer is needed)")
-        })?;
+        found.map_err(|_| missing(symbol))?;
     }
-    Ok(())
+    // SAFETY: the symbol has this signature since CUDA's first version, and the library is never unloaded.
+    let elapsed = unsafe { library.get::<ElapsedTime>("cuEventElapsedTime") };
+    elapsed.map(|symbol| *symbol).map_err(|_| missing("cuEventElapsedTime"))
 }

@@ -10,6 +10,7 @@ use super::{
     locked::{Account, Locked},
     nvtx,
     source::CudaSource,
+    times::Times,
 };
 use crate::{
     EngineError, Result,
@@ -48,6 +49,7 @@ pub(super) struct Piece {
 
 pub(super) struct Ring {
     gpu: Arc<Gpu>,
+    times: Arc<Times>,
     timeline: Arc<Timeline>,
     buffers: Vec<Mutex<Locked>>,
     piece: usize,
@@ -60,11 +62,13 @@ pub(super) struct Ring {
 }
 
 impl Ring {
+    #[allow(clippy::too_many_arguments)]
     /// `count` buffers of `piece` bytes, page-locked unless they are to be `ordinary`. On an error none is left.
     pub(super) fn new(
         gpu: &Arc<Gpu>,
         account: &Arc<Account>,
         ordinary: bool,
+        times: Arc<Times>,
         timeline: Arc<Timeline>,
         count: usize,
         piece: usize,
@@ -74,6 +78,7 @@ impl Ring {
         let buffers = (0..count).map(buffer).map(|buffer| buffer.map(Mutex::new)).collect::<Result<_>>()?;
         Ok(Self {
             gpu: gpu.clone(),
+            times,
             timeline,
             buffers,
             piece,
@@ -115,7 +120,7 @@ impl Ring {
             drop(next);
             let start = self.timeline.now();
             let staged = buffer.as_ref().and_then(|_| nvtx::Range::begin(Kind::Stage, &piece.label));
-            let filled = buffer.as_deref_mut().map_or(Ok(()), |buffer| self.fill(buffer, &piece));
+            let filled = buffer.as_deref_mut().map_or(Ok(()), |buffer| self.fill(buffer, &piece, lane));
             drop(staged);
             let mut turn = self.turn.lock();
             while *turn != number {
@@ -131,12 +136,17 @@ impl Ring {
         }
     }
 
-    fn fill(&self, buffer: &mut Locked, piece: &Piece) -> Result<()> {
+    fn fill(&self, buffer: &mut Locked, piece: &Piece, lane: usize) -> Result<()> {
         let into = buffer.reclaim()?.get_mut(..piece.length).ok_or_else(|| {
             EngineError::Internal(format!("a piece of {} bytes, buffers of {}", piece.length, self.piece))
         })?;
-        catch_unwind(AssertUnwindSafe(|| piece.source.fill_piece(piece.start, into)))
-            .unwrap_or_else(|_| Err(EngineError::Internal("reading weights panicked".to_owned())))
+        let start = self.timeline.now();
+        let filled = catch_unwind(AssertUnwindSafe(|| piece.source.fill_piece(piece.start, into)))
+            .unwrap_or_else(|_| Err(EngineError::Internal("reading weights panicked".to_owned())));
+        if filled.is_ok() {
+            self.timeline.span(Kind::Stage, lane, &piece.label, start, piece.length as u64);
+        }
+        filled
     }
 
     /// Hands the piece to the driver; the last one of a copy ends it.
@@ -179,8 +189,13 @@ impl Ring {
             (None, Some(buffer)) => (buffer, 0..piece.length),
             (None, None) => return Err(EngineError::Internal("a piece without a buffer".to_owned())),
         };
+        let timed = self.times.begin_copy(&piece.label, piece.length as u64);
         // SAFETY: `into` lies in memory of this context, checked by `part`, which lives in `job` and after it in the outcome;
         // freeing it settles the lane first.
-        unsafe { memory.copy(range, into) }
+        let copied = unsafe { memory.copy(range, into) };
+        if let Some(timed) = timed {
+            self.times.end_copy(timed, copied.is_ok());
+        }
+        copied
     }
 }

@@ -1,7 +1,7 @@
 //! Host memory or a card, chosen when a program runs: adapters have one type of manager, component and block for both.
 
 use super::{
-    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation,
+    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation, Stopwatch,
 };
 #[cfg(feature = "cuda")]
 use crate::cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource};
@@ -201,6 +201,10 @@ impl<M: HostMemory> Device for AnyDevice<M> {
 
     fn tells_times(&self) -> bool {
         each!(self, device => device.tells_times())
+    }
+
+    fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
+        each!(self, device => device.stopwatch())
     }
 
     fn memory(&self) -> DeviceMemory {

@@ -3,10 +3,12 @@
 mod any;
 mod buffer;
 mod host;
+mod stopwatch;
 
 pub use any::{AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource};
 pub use buffer::{HostBuffer, HostMemory};
 pub use host::{HostCopy, HostDevice, Reservation};
+pub use stopwatch::{Stopwatch, Ticket};
 
 use crate::{
     EngineError, Result, Slab,
@@ -108,9 +110,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     }
 
     /// Whether a lease lasts as long as what is computed with it, and a copy in the timeline as long as its bytes move, so that
-    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile.
+    /// they can be measured. Not so on a device with streams of its own, where both are only enqueued meanwhile: see
+    /// [`Device::stopwatch`].
     fn tells_times(&self) -> bool {
         false
+    }
+
+    /// What tells times on a device with streams of its own; `None`: they are not told, or as [`Device::tells_times`] says.
+    fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
+        None
     }
 
     /// Memory as counted at each allocation.

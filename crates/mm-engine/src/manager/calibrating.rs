@@ -3,7 +3,9 @@
 use super::{ModelManager, State, planning::InForce, registry::Registry};
 use crate::{
     Device, EngineError, Result,
-    calibrate::{Calibration, CalibrationReport, Figures, Hysteresis, Memory, Met, Part, Room, Session, component_key},
+    calibrate::{
+        Calibration, CalibrationReport, Figures, Hysteresis, Memory, Met, Part, Room, Session, Timing, component_key,
+    },
     module::GroupEntry,
 };
 use mm_plan::{Component, DeviceKind, Machine, Note, Plan, simulate};
@@ -14,13 +16,19 @@ impl<D: Device> ModelManager<D> {
     /// these components is used from the next plan on.
     ///
     /// # Errors
-    /// `Misuse`: the manager is calibrated already, or another one over the same timeline.
+    /// `Misuse`: the manager is calibrated already, or another one over the same timeline, or on the same device where that has a
+    /// clock of its own ([`Device::stopwatch`]).
     pub fn calibrate(&self, calibration: Calibration) -> Result<()> {
         self.gate.update(|state| {
             if state.calibration.is_some() {
                 return Err(EngineError::Misuse("the manager is calibrated already; once is enough".to_owned()));
             }
-            let session = Session::start(calibration, &self.timeline, self.device.tells_times())?;
+            let timing = match self.device.stopwatch() {
+                _ if self.device.tells_times() => Timing::Host,
+                Some(stopwatch) => Timing::Device(stopwatch),
+                None => Timing::Nobody,
+            };
+            let session = Session::start(calibration, &self.timeline, timing)?;
             state.calibration = Some(Arc::new(session));
             state.changed();
             Ok(())

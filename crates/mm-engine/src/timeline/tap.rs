@@ -17,6 +17,8 @@ struct Seen {
 pub(crate) struct Tap {
     on: AtomicBool,
     taken: AtomicBool,
+    /// The device tells of copies and compute by a clock of its own: what the host says of them is none of the reader's.
+    staging_alone: AtomicBool,
     seen: Mutex<Seen>,
 }
 
@@ -29,12 +31,18 @@ impl Tap {
     /// Gives the tap back, and what it holds up.
     pub(crate) fn release(&self) {
         self.set(false);
+        self.set_staging_alone(false);
         *self.seen.lock() = Seen::default();
         self.taken.store(false, Relaxed);
     }
 
     pub(crate) fn set(&self, on: bool) {
         self.on.store(on, Relaxed);
+    }
+
+    /// Whether only staging is seen.
+    pub(crate) fn set_staging_alone(&self, alone: bool) {
+        self.staging_alone.store(alone, Relaxed);
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -60,6 +68,9 @@ impl Tap {
 
     pub(super) fn see(&self, event: &Event) {
         if !self.is_on() || !matches!(event.kind, Kind::Copy | Kind::Stage | Kind::Compute | Kind::Stall) {
+            return;
+        }
+        if event.kind != Kind::Stage && self.staging_alone.load(Relaxed) {
             return;
         }
         let mut seen = self.seen.lock();

@@ -3,7 +3,7 @@
 
 use super::TestDevice;
 use libloading::Library;
-use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging};
+use mm_engine::{CopyFailed, CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource, Staging, Stopwatch};
 use mm_engine::{
     Device, DeviceMemory, DriverMemory, EngineError, Result, Slab, timeline::Kind, timeline::Label, timeline::Timeline,
 };
@@ -72,6 +72,15 @@ impl Driver {
         fail(at: u64, code: i32, forever: u32)
     );
     entry!(calls() -> u64);
+    entry!(
+        /// The call that fails, from now on, of those that only those who time make, and with which code.
+        fail_timing(at: u64, code: i32)
+    );
+    entry!(timing_calls() -> u64);
+    entry!(
+        /// Enqueues compute of so many nanoseconds.
+        spend(stream: u64, ns: u64)
+    );
     entry!(allocations() -> u64);
     entry!(page_locked() -> u64);
     entry!(device_bytes() -> u64);
@@ -124,8 +133,11 @@ impl FakeCuda {
     pub fn open(ordinal: usize, budget: u64, staging: Staging) -> Result<Self> {
         driver();
         let timeline = Arc::new(Timeline::default());
-        let cuda = Arc::new(CudaDevice::with_staging(ordinal, None, budget, staging, timeline)?);
-        Ok(Self { cuda, notes: Arc::default() })
+        Ok(Self::of(CudaDevice::with_staging(ordinal, None, budget, staging, timeline)?))
+    }
+
+    pub fn of(cuda: CudaDevice) -> Self {
+        Self { cuda: Arc::new(cuda), notes: Arc::default() }
     }
 }
 
@@ -246,6 +258,10 @@ impl Device for FakeCuda {
 
     fn host_tiers(&self) -> &'static [HostTier] {
         self.cuda.host_tiers()
+    }
+
+    fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
+        self.cuda.stopwatch()
     }
 
     fn memory(&self) -> DeviceMemory {
