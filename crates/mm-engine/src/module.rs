@@ -65,7 +65,7 @@ impl<B> ModuleSpec<B> {
     pub fn description(&self) -> Component {
         let sizes = |slabs: &[Slab]| Group {
             slabs: slabs.iter().map(|s| SlabSize { dtype: s.dtype(), bytes: s.bytes() }).collect(),
-            host_bytes: slabs.iter().map(Slab::host_bytes).sum(),
+            host_bytes: slabs.iter().map(Slab::host_bytes).fold(0, u64::saturating_add),
             compute_ns: None,
         };
         let stacks: Vec<Stack> = (self.stacks.iter())

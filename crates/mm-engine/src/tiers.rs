@@ -24,7 +24,7 @@ pub(crate) fn prepare<D: Device>(
     }
     let mut sources: Sources<D> = module.groups.iter().map(|_| Vec::new()).collect();
     let mut refusals: Vec<Refusal> = Vec::new();
-    let (mut in_files, mut copied) = (Vec::new(), 0);
+    let (mut in_files, mut copied) = (Vec::new(), 0u64);
     for batch in batches(module, &tiers, streamed) {
         let tier = tiers[batch[0]];
         let slabs: Vec<_> = batch.iter().flat_map(|g| module.groups[*g].slabs.iter().cloned()).collect();
@@ -45,13 +45,13 @@ pub(crate) fn prepare<D: Device>(
         }
         if let Some(refusal) = refused.and_then(|at| refusals.get_mut(at)) {
             refusal.groups += batch.len();
-            refusal.bytes += slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
+            refusal.bytes = refusal.bytes.saturating_add(sum(slabs.iter().map(|slab| slab.bytes())));
         }
         let Some(copies) = copies else {
             in_files.extend(batch);
             continue;
         };
-        copied += slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
+        copied = copied.saturating_add(sum(slabs.iter().map(|slab| slab.bytes())));
         let mut copies = copies.into_iter();
         for group in batch {
             sources[*group] = copies.by_ref().take(module.groups[*group].slabs.len()).collect();
@@ -59,7 +59,7 @@ pub(crate) fn prepare<D: Device>(
     }
     let slabs = |group: &usize| module.groups[*group].slabs.iter();
     // What the page cache can't hold is never found there, and would push out what is.
-    let read: u64 = in_files.iter().flat_map(slabs).map(|slab| slab.host_bytes()).sum();
+    let read = sum(in_files.iter().flat_map(slabs).map(|slab| slab.host_bytes()));
     let around_cache = module.host_memory().is_some_and(|memory| read > memory.saturating_sub(copied));
     for group in &in_files {
         let source = |slab: &Arc<Slab>| if around_cache { Arc::new(slab.around_cache()) } else { slab.clone() };
@@ -88,6 +88,11 @@ impl Refusal {
     }
 }
 
+/// Bytes of any size.
+fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
+    bytes.fold(0, u64::saturating_add)
+}
+
 /// Streamed groups that follow each other and have one tier, up to [`BATCH`].
 fn batches<'a, D: Device>(
     module: &'a Module<D>,
@@ -96,7 +101,7 @@ fn batches<'a, D: Device>(
 ) -> impl Iterator<Item = &'a [usize]> {
     let mut bytes = 0u64;
     streamed.chunk_by(move |before, group| {
-        let size = |group: usize| module.groups[group].slabs.iter().map(|slab| slab.bytes()).sum::<u64>();
+        let size = |group: usize| sum(module.groups[group].slabs.iter().map(|slab| slab.bytes()));
         bytes = bytes.saturating_add(size(*before));
         let joins = tiers[*before] == tiers[*group] && bytes.saturating_add(size(*group)) <= BATCH;
         bytes = if joins { bytes } else { 0 };

@@ -127,12 +127,18 @@ impl Ring {
                 self.turned.wait(&mut turn);
             }
             let copied = nvtx::Range::begin(Kind::Copy, &piece.label);
-            self.enqueue(buffer.as_deref_mut(), &piece, filled);
+            let ended = self.enqueue(buffer.as_deref_mut(), &piece, filled);
             drop(copied);
             *turn += 1;
             drop(turn);
             self.turned.notify_all();
             self.timeline.span(Kind::Copy, lane, &piece.label, start, piece.length as u64);
+            // Whoever waits for a copy finds its source given up.
+            drop(piece);
+            if let Some((done, outcome)) = ended {
+                // Nobody waits any more: then the buffer is dropped, which waits and frees.
+                let _ = done.send(outcome);
+            }
         }
     }
 
@@ -149,8 +155,13 @@ impl Ring {
         filled
     }
 
-    /// Hands the piece to the driver; the last one of a copy ends it.
-    fn enqueue(&self, buffer: Option<&mut Locked>, piece: &Piece, filled: Result<()>) {
+    /// Hands the piece to the driver; the last one of a copy ends it, with what is to be told to whoever waits.
+    fn enqueue(
+        &self,
+        buffer: Option<&mut Locked>,
+        piece: &Piece,
+        filled: Result<()>,
+    ) -> Option<(Sender<Outcome>, Outcome)> {
         let mut shared = piece.job.lock();
         let (job, error) = &mut *shared;
         let mut recorded = None;
@@ -161,9 +172,9 @@ impl Ring {
             }
         }
         if !piece.is_last {
-            return;
+            return None;
         }
-        let (Some(Job { into, done, .. }), error) = (job.take(), error.take()) else { return };
+        let (Some(Job { into, done, .. }), error) = (job.take(), error.take()) else { return None };
         let outcome = match (recorded, error) {
             (Some(event), None) => Ok((into, event)),
             (_, error) => {
@@ -172,9 +183,7 @@ impl Ring {
                 Err(CopyFailed { buffer: Some(into), error })
             }
         };
-        drop(shared);
-        // Nobody waits any more: then the buffer is dropped, which waits and frees.
-        let _ = done.send(outcome);
+        Some((done, outcome))
     }
 
     fn hand_over(&self, buffer: Option<&mut Locked>, piece: &Piece, job: &Job) -> Result<Event> {

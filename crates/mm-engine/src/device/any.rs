@@ -1,7 +1,8 @@
 //! Host memory or a card, chosen when a program runs: adapters have one type of manager, component and block for both.
 
 use super::{
-    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation, Stopwatch,
+    CopyFailed, Device, DeviceMemory, DriverMemory, HostBuffer, HostCopy, HostDevice, HostMemory, Reservation,
+    Stopwatch,
 };
 #[cfg(feature = "cuda")]
 use crate::cuda::{CudaBuffer, CudaCopy, CudaDevice, CudaMark, CudaSource};

@@ -69,8 +69,8 @@ impl<D: Device> State<D> {
             if !session.knows(&title, key) {
                 let part = |entry: &GroupEntry| Part {
                     name: entry.name.clone(),
-                    bytes: entry.slabs.iter().map(|slab| slab.bytes()).sum(),
-                    stored: entry.slabs.iter().map(|slab| slab.host_bytes()).sum(),
+                    bytes: entry.slabs.iter().map(|slab| slab.bytes()).fold(0, u64::saturating_add),
+                    stored: entry.slabs.iter().map(|slab| slab.host_bytes()).fold(0, u64::saturating_add),
                 };
                 let parts = module.groups.iter().chain([&module.rest]).map(part).collect();
                 let slabs = module.groups.iter().chain([&module.rest]).map(|entry| entry.slabs.len()).sum();

@@ -61,7 +61,7 @@ impl<D: Device> ModelManager<D> {
         // By its id, as two types may have one name.
         let config = [format!("{:?}\n", TypeId::of::<T>()).as_bytes(), params.config].concat();
         let key = weights.key(&LoadParams { config: &config, ..*params });
-        let bytes: u64 = weights.tensors().map(TensorSlice::byte_len).sum();
+        let bytes: u64 = weights.tensors().map(TensorSlice::byte_len).fold(0, u64::saturating_add);
         let loaded = self.cache().get_or_load(Ask::new(key).named(name), |_| bytes, build);
         let value = loaded.map_err(|error| match error {
             LoadError::Factory(error) => error,

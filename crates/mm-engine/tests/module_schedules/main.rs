@@ -1,5 +1,7 @@
 //! Modules and the host device under a checker of schedules: their very source, with the locks, channels and threads of `sync.rs`
 //! beside this file. A schedule in which nobody can go on is reported as a deadlock.
+// A driver is not compiled here.
+#![cfg(not(feature = "cuda"))]
 #![allow(dead_code, unreachable_pub)]
 
 #[path = "../../src/cast.rs"]
