@@ -52,6 +52,9 @@ pub(crate) struct Managed {
     pub(crate) registration: Registration<CpuDevice>,
 }
 
+/// By whom it is managed, and what.
+type Placed<'a> = (&'a Managed, &'a Arc<Module<CpuDevice>>);
+
 /// A model that is reached only inside [`Component::run`]. Dropping it unregisters it.
 pub struct Component<M> {
     // The registration goes first: it takes the weights off the device.
@@ -128,7 +131,7 @@ impl<M: Send> Component<M> {
     }
 
     /// Where it is managed, by whom, and what; its weights are frozen.
-    fn placed(&self) -> Result<Option<(&Managed, &Arc<Module<CpuDevice>>)>> {
+    fn placed(&self) -> Result<Option<Placed<'_>>> {
         let Some((module, homes)) = &self.loaded.managed else { return Ok(None) };
         homes.check_frozen(self.name().unwrap_or_default())?;
         Ok(self.managed.as_ref().map(|managed| (managed, module)))
