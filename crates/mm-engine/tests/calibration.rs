@@ -2,36 +2,34 @@
 
 mod common;
 
-use common::{Rack, Shape, TestDevice, build_for, machine, policy, timed_device::TimedDevice};
-use mm_engine::{
-    Calibration, EngineError, ModelManager, Module, Registration, calibrate::Figures, calibrate::Hysteresis,
+use common::{
+    Shape, TestDevice,
+    calibrated::{self, Measured, compute_ns},
+    machine, policy,
+    timed_device::TimedDevice,
 };
-use mm_plan::{Activation, Basis, Component, DeviceKind, Links, Machine, Plan, Policy, Rule, Strategy, simulate};
-use std::{path::Path, sync::Arc};
+use mm_engine::{Calibration, EngineError, ModelManager, calibrate::Hysteresis};
+use mm_plan::{Activation, Basis, DeviceKind, Links, Machine, Plan, Policy, Rule, Strategy, simulate};
+use std::{ops::Deref, path::Path, sync::Arc};
 
 const TRUE: Links = Links { h2d: 1_000_000_000, staging: None, disk: None, copy_fixed_ns: 700 };
 
-/// A transformer of 16 blocks of two sizes, an encoder and a decoder, each active alone.
+/// Blocks of two sizes.
 fn shapes() -> Vec<(Shape, u32)> {
-    let blocks = (0..16).map(|i| if i % 4 == 0 { (6000, 700) } else { (3000, 400) }).collect();
-    let transformer = Shape { name: "transformer", phase: Some(1), rest: 500, stacks: vec![blocks] };
-    let encoder = Shape { name: "encoder", phase: Some(0), rest: 900, stacks: vec![vec![(2000, 0); 6]] };
-    let decoder = Shape { name: "vae", phase: Some(2), rest: 4000, stacks: vec![] };
-    vec![(encoder, 1), (transformer, 20), (decoder, 1)]
+    calibrated::shapes((0..16).map(|i| if i % 4 == 0 { (6000, 700) } else { (3000, 400) }).collect())
 }
-
-/// What computing a group takes: of some more than their copies, of others less.
-fn compute_ns(component: &str, group: usize) -> u64 {
-    if component == "encoder" { 2_000 } else { 4_000 + 1_500 * (group as u64 % 5) }
-}
-
-type Built = (Arc<Module<TimedDevice>>, Arc<Rack<TimedDevice>>);
 
 struct Pipeline {
     device: TimedDevice,
-    manager: Arc<ModelManager<TimedDevice>>,
-    modules: Vec<Built>,
-    _registrations: Vec<Registration<TimedDevice>>,
+    measured: Measured<TimedDevice>,
+}
+
+impl Deref for Pipeline {
+    type Target = Measured<TimedDevice>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.measured
+    }
 }
 
 impl Pipeline {
@@ -41,13 +39,8 @@ impl Pipeline {
 
     fn of(machine: Machine, policy: Policy, shapes: Vec<(Shape, u32)>) -> Self {
         let device = TimedDevice::new(machine.vram_free.unwrap(), TRUE);
-        let (shared, timeline) = (Arc::new(device.clone()), device.timeline().clone());
-        let manager = ModelManager::new(shared.clone(), timeline.clone(), machine, policy).unwrap();
-        let modules: Vec<_> =
-            shapes.iter().map(|(shape, passes)| build_for(&shared, &timeline, shape, *passes)).collect();
-        let registrations =
-            modules.iter().map(|(module, _)| manager.register(module.name(), module).unwrap()).collect();
-        Self { device, manager, modules, _registrations: registrations }
+        let measured = Measured::new(&device, device.timeline(), machine, policy, &shapes);
+        Self { device, measured }
     }
 
     fn calibrated(machine: Machine) -> Self {
@@ -68,7 +61,7 @@ impl Pipeline {
     }
 
     fn pass_with(&self, name: &str, slower: u64, activation: Option<u64>) -> Result<Arc<Plan>, EngineError> {
-        let (module, rack) = self.modules.iter().find(|(module, _)| module.name() == name).unwrap();
+        let (module, rack) = self.module(name);
         let run = self.manager.begin(module)?;
         let plan = self.manager.plan().expect("in force while it runs");
         self.device.set_frozen(true);
@@ -94,26 +87,6 @@ impl Pipeline {
         let plans = (0..20).map(|_| self.pass("transformer", 0)).collect();
         self.pass("vae", 0);
         plans
-    }
-
-    fn figures(&self) -> Figures {
-        self.manager.calibration().unwrap().figures
-    }
-
-    fn codes(&self) -> Vec<String> {
-        self.manager.calibration().unwrap().notes.into_iter().map(|note| note.code).collect()
-    }
-
-    /// The components as the planner would know them if it knew the truth.
-    fn truth(&self) -> Vec<Component> {
-        let mut components: Vec<Component> =
-            self.modules.iter().map(|(module, _)| module.description().clone()).collect();
-        for component in &mut components {
-            let name = component.name.clone();
-            let groups = component.stacks.iter_mut().flat_map(|stack| &mut stack.groups);
-            groups.enumerate().for_each(|(i, group)| group.compute_ns = Some(compute_ns(&name, i)));
-        }
-        components
     }
 }
 

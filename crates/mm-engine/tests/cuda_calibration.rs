@@ -5,17 +5,17 @@
 mod common;
 
 use common::{
-    Rack, Shape, TestDevice, build_for,
+    Shape, TestDevice,
+    calibrated::{self, Measured, compute_ns},
     fake_cuda::{FakeCuda, ILLEGAL_ADDRESS, NEVER, driver},
     machine, policy,
 };
 use mm_engine::{
-    Calibration, CudaDevice, EngineError, ModelManager, Module, Registration, Staging, calibrate::Figures,
-    calibrate::Hysteresis, timeline::Timeline,
+    Calibration, CudaDevice, EngineError, ModelManager, Staging, calibrate::Hysteresis, timeline::Timeline,
 };
-use mm_plan::{Component, DeviceKind, Links, Machine, Plan, Rule, Strategy};
+use mm_plan::{DeviceKind, Links, Machine, Plan, Rule, Strategy};
 use parking_lot::{Mutex, MutexGuard};
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 /// What the fake driver's machine does: a nanosecond a byte, and the work of starting it.
 const TRUE: Links = Links { h2d: 1_000_000_000, staging: Some(4_000_000_000), disk: None, copy_fixed_ns: 64 };
@@ -35,26 +35,22 @@ fn alone() -> MutexGuard<'static, ()> {
     guard
 }
 
-/// Equal blocks, so that the plan of the true figures is the best there is; a component of one block size, and one that is whole.
+/// Equal blocks, so that the plan of the true figures is the best there is.
 fn shapes() -> Vec<(Shape, u32)> {
-    let transformer = Shape { name: "transformer", phase: Some(1), rest: 500, stacks: vec![vec![(3000, 400); 16]] };
-    let encoder = Shape { name: "encoder", phase: Some(0), rest: 900, stacks: vec![vec![(2000, 0); 6]] };
-    let decoder = Shape { name: "vae", phase: Some(2), rest: 4000, stacks: vec![] };
-    vec![(encoder, 1), (transformer, 20), (decoder, 1)]
+    calibrated::shapes(vec![(3000, 400); 16])
 }
-
-/// What computing a group takes: of some more than their copies, of others less.
-fn compute_ns(component: &str, group: usize) -> u64 {
-    if component == "encoder" { 2_000 } else { 4_000 + 1_500 * (group as u64 % 5) }
-}
-
-type Built = (Arc<Module<FakeCuda>>, Arc<Rack<FakeCuda>>);
 
 struct Pipeline {
     device: FakeCuda,
-    manager: Arc<ModelManager<FakeCuda>>,
-    modules: Vec<Built>,
-    _registrations: Vec<Registration<FakeCuda>>,
+    measured: Measured<FakeCuda>,
+}
+
+impl Deref for Pipeline {
+    type Target = Measured<FakeCuda>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.measured
+    }
 }
 
 impl Pipeline {
@@ -62,13 +58,8 @@ impl Pipeline {
         let timeline = Arc::new(timeline);
         driver();
         let device = FakeCuda::of(CudaDevice::with_staging(0, None, BUDGET, STAGING, timeline.clone()).unwrap());
-        let shared = Arc::new(device.clone());
-        let manager = ModelManager::new(shared.clone(), timeline.clone(), with(links), policy(Strategy::Auto)).unwrap();
-        let modules: Vec<_> =
-            shapes().iter().map(|(shape, passes)| build_for(&shared, &timeline, shape, *passes)).collect();
-        let registrations =
-            modules.iter().map(|(module, _)| manager.register(module.name(), module).unwrap()).collect();
-        Self { device, manager, modules, _registrations: registrations }
+        let measured = Measured::new(&device, &timeline, with(links), policy(Strategy::Auto), &shapes());
+        Self { device, measured }
     }
 
     /// On a host clock that stands still, so that staging is what it was thought to be.
@@ -84,7 +75,7 @@ impl Pipeline {
     }
 
     fn pass(&self, name: &str) -> Result<Arc<Plan>, EngineError> {
-        let (module, _) = self.modules.iter().find(|(module, _)| module.name() == name).unwrap();
+        let (module, _) = self.module(name);
         let run = self.manager.begin(module)?;
         let plan = self.manager.plan().expect("in force while it runs");
         self.device.set_frozen(true);
@@ -112,25 +103,6 @@ impl Pipeline {
         let plans = (0..20).map(|_| pass("transformer")).collect::<Result<_, _>>();
         pass("vae")?;
         plans
-    }
-
-    fn figures(&self) -> Figures {
-        self.manager.calibration().unwrap().figures
-    }
-
-    fn codes(&self) -> Vec<String> {
-        self.manager.calibration().unwrap().notes.into_iter().map(|note| note.code).collect()
-    }
-
-    fn truth(&self) -> Vec<Component> {
-        let mut components: Vec<Component> =
-            self.modules.iter().map(|(module, _)| module.description().clone()).collect();
-        for component in &mut components {
-            let name = component.name.clone();
-            let groups = component.stacks.iter_mut().flat_map(|stack| &mut stack.groups);
-            groups.enumerate().for_each(|(i, group)| group.compute_ns = Some(compute_ns(&name, i)));
-        }
-        components
     }
 }
 

@@ -1,6 +1,7 @@
 //! Components of stamped bytes, homes that check what they are given, and plans made by hand.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod calibrated;
 #[cfg(feature = "cuda")]
 pub mod fake_cuda;
 pub mod host;
