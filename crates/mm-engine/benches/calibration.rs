@@ -1,17 +1,16 @@
 //! What being measured costs a pass: ten passes of groups that are all resident and compute nothing.
 #![allow(missing_docs)]
 
+mod common;
+
+use common::Home;
 use divan::{Bencher, counter::ItemsCount};
 use mm_cache::TensorSlice;
 use mm_engine::{
-    Calibration, Homes, HostBuffer, HostDevice, ModelManager, Module, ModuleSpec, Place, Registration, Slab, StackSpec,
-    timeline::Timeline,
+    Calibration, HostDevice, ModelManager, Module, ModuleSpec, Registration, Slab, StackSpec, timeline::Timeline,
 };
 use mm_plan::{DType, DeviceKind, Machine, Policy, Strategy};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex},
-};
+use std::sync::Arc;
 
 const GROUPS: usize = 60;
 const BYTES: usize = 4096;
@@ -19,24 +18,6 @@ const PASSES: usize = 10;
 
 fn main() {
     divan::main();
-}
-
-#[derive(Default)]
-struct Home(Mutex<HashMap<(Option<usize>, usize), HostBuffer>>);
-
-fn key(place: Place, slab: usize) -> (Option<usize>, usize) {
-    (if let Place::Group(group) = place { Some(group) } else { None }, slab)
-}
-
-impl Homes<HostBuffer> for Home {
-    fn put(&self, place: Place, slab: usize, buffer: HostBuffer) -> Result<(), (HostBuffer, String)> {
-        self.0.lock().expect("no panic").insert(key(place, slab), buffer);
-        Ok(())
-    }
-
-    fn take(&self, place: Place, slab: usize) -> Result<HostBuffer, String> {
-        self.0.lock().expect("no panic").remove(&key(place, slab)).ok_or_else(|| "no buffer".to_owned())
-    }
 }
 
 struct Run {

@@ -1,17 +1,19 @@
 //! What the timeline costs: logging an event, also where four threads do so at once, and a pass with it on and off.
 #![allow(missing_docs)]
 
+mod common;
+
+use common::Home;
 use divan::{Bencher, counter::ItemsCount};
 use mm_cache::TensorSlice;
 use mm_engine::{
-    Homes, HostBuffer, HostDevice, ModelManager, Module, ModuleSpec, Place, Slab, StackSpec,
+    HostDevice, ModelManager, Module, ModuleSpec, Slab, StackSpec,
     timeline::{DEFAULT_EVENTS, Form, Kind, Label, Timeline},
 };
 use mm_plan::{DType, DeviceKind, Machine, Policy, Strategy};
 use std::{
-    collections::HashMap,
     hint::spin_loop,
-    sync::{Arc, LazyLock, Mutex},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -64,24 +66,6 @@ fn events_from_none(bencher: Bencher<'_, '_>) {
         .counter(ItemsCount::new(DEFAULT_EVENTS))
         .with_inputs(Timeline::default)
         .bench_refs(|timeline| (0..DEFAULT_EVENTS).for_each(|_| log(timeline)));
-}
-
-#[derive(Default)]
-struct Home(Mutex<HashMap<(Option<usize>, usize), HostBuffer>>);
-
-fn key(place: Place, slab: usize) -> (Option<usize>, usize) {
-    (if let Place::Group(group) = place { Some(group) } else { None }, slab)
-}
-
-impl Homes<HostBuffer> for Home {
-    fn put(&self, place: Place, slab: usize, buffer: HostBuffer) -> Result<(), (HostBuffer, String)> {
-        self.0.lock().expect("no panic").insert(key(place, slab), buffer);
-        Ok(())
-    }
-
-    fn take(&self, place: Place, slab: usize) -> Result<HostBuffer, String> {
-        self.0.lock().expect("no panic").remove(&key(place, slab)).ok_or_else(|| "no buffer".to_owned())
-    }
 }
 
 /// A pass whose groups all stream, each of which computes for 100 µs.

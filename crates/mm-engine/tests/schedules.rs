@@ -165,95 +165,84 @@ impl Manager {
     }
 }
 
-fn all(threads: Vec<thread::JoinHandle<()>>) {
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+/// So many threads do this, in ten thousand random orders; each sees a manager of all of them, and its own number.
+fn in_any_order(threads: usize, work: impl Fn(&Manager, usize) + Copy + Send + Sync + 'static, over: fn(&Manager)) {
+    shuttle::check_random(
+        move || {
+            let manager = Manager::new();
+            let run = |who: usize| {
+                let manager = manager.clone();
+                thread::spawn(move || work(&manager, who))
+            };
+            let running: Vec<_> = (0..threads).map(run).collect();
+            running.into_iter().for_each(|thread| thread.join().unwrap());
+            manager.check_over();
+            over(&manager);
+        },
+        10_000,
+    );
+}
+
+fn any() -> Id {
+    shuttle::rand::thread_rng().gen_range(0..4)
 }
 
 /// Nobody holds one thing and asks for another: everyone is served.
 #[test]
 fn runs_of_many_threads_are_all_served() {
-    shuttle::check_random(
-        || {
-            let manager = Manager::new();
-            let run = |who: usize| {
-                let manager = manager.clone();
-                thread::spawn(move || {
-                    for _ in 0..3 {
-                        let id = shuttle::rand::thread_rng().gen_range(0..4);
-                        manager.begin(who, id).expect("nobody waits for a thread that waits");
-                        thread::yield_now();
-                        manager.end(id);
-                    }
-                })
-            };
-            all((0..4).map(run).collect());
-            manager.check_over();
-        },
-        10_000,
-    );
+    let work = |manager: &Manager, who| {
+        for _ in 0..3 {
+            let id = any();
+            manager.begin(who, id).expect("nobody waits for a thread that waits");
+            thread::yield_now();
+            manager.end(id);
+        }
+    };
+    in_any_order(4, work, |_| {});
 }
 
 /// Runs inside runs: served, or told that it can never be; never a wait without end.
 #[test]
 fn runs_inside_runs_end_or_are_refused() {
     static REFUSED: AtomicUsize = AtomicUsize::new(0);
-    shuttle::check_random(
-        || {
-            let manager = Manager::new();
-            let run = |who: usize| {
-                let manager = manager.clone();
-                thread::spawn(move || {
-                    for _ in 0..2 {
-                        let [outer, inner] = [0, 1].map(|_| shuttle::rand::thread_rng().gen_range(0..4));
-                        manager.begin(who, outer).expect("it holds nothing yet");
-                        if manager.begin(who, inner).is_ok() {
-                            thread::yield_now();
-                            manager.end(inner);
-                        }
-                        manager.end(outer);
-                    }
-                })
-            };
-            all((0..4).map(run).collect());
-            manager.check_over();
-            REFUSED.fetch_add(manager.refused.load(SeqCst), SeqCst);
-        },
-        10_000,
-    );
+    let work = |manager: &Manager, who| {
+        for _ in 0..2 {
+            let (outer, inner) = (any(), any());
+            manager.begin(who, outer).expect("it holds nothing yet");
+            if manager.begin(who, inner).is_ok() {
+                thread::yield_now();
+                manager.end(inner);
+            }
+            manager.end(outer);
+        }
+    };
+    in_any_order(4, work, |manager| {
+        REFUSED.fetch_add(manager.refused.load(SeqCst), SeqCst);
+    });
     assert!(REFUSED.load(SeqCst) > 100, "the threads hardly met");
 }
 
 /// Plans change while components run, also by threads that run some.
 #[test]
 fn plans_change_between_runs() {
-    shuttle::check_random(
-        || {
-            let manager = Manager::new();
-            let run = |who: usize| {
-                let manager = manager.clone();
-                thread::spawn(move || {
-                    for step in 0..2 {
-                        let id = shuttle::rand::thread_rng().gen_range(0..4);
-                        manager.begin(who, id).expect("it holds nothing yet");
-                        if who == 0 {
-                            // A change of what runs itself can't be; one of what others run is awaited.
-                            let _ = manager.change(who, 1 - step);
-                        } else {
-                            let inner = shuttle::rand::thread_rng().gen_range(0..4);
-                            if manager.begin(who, inner).is_ok() {
-                                manager.end(inner);
-                            }
-                        }
-                        manager.end(id);
-                        if who == 1 {
-                            manager.change(who, step).expect("it holds nothing");
-                        }
-                    }
-                })
-            };
-            all((0..3).map(run).collect());
-            manager.check_over();
-        },
-        10_000,
-    );
+    let work = |manager: &Manager, who| {
+        for step in 0..2 {
+            let id = any();
+            manager.begin(who, id).expect("it holds nothing yet");
+            if who == 0 {
+                // A change of what runs itself can't be; one of what others run is awaited.
+                let _ = manager.change(who, 1 - step);
+            } else {
+                let inner = any();
+                if manager.begin(who, inner).is_ok() {
+                    manager.end(inner);
+                }
+            }
+            manager.end(id);
+            if who == 1 {
+                manager.change(who, step).expect("it holds nothing");
+            }
+        }
+    };
+    in_any_order(3, work, |_| {});
 }
