@@ -67,8 +67,7 @@ impl Manager {
         let candle = device.as_cuda_device()?;
         crate::card::order_by_engine(candle);
         let timeline = Arc::new(Timeline::default());
-        let limits = [machine.page_lock_limit, (machine.ram_available > 0).then_some(machine.ram_available)];
-        let staging = Staging { limit: limits.into_iter().flatten().min().unwrap_or(u64::MAX), ..Staging::default() };
+        let staging = Staging::within(&machine);
         let (budget, stream) = (machine.vram_free.unwrap_or(0), candle.cuda_stream());
         let memory = CudaDevice::with_staging(ordinal, Some(stream), budget, staging, timeline.clone())?;
         let engine = ModelManager::with_weights(Arc::new(AnyDevice::Cuda(memory)), timeline, machine, policy, weights)?;

@@ -11,7 +11,7 @@ use common::{
     on_tiers, placement, plan_of,
 };
 use mm_engine::{Device, EngineError, Staging, timeline::Label};
-use mm_plan::{DType, HostTier, Strategy};
+use mm_plan::{DType, HostTier, Machine, Strategy};
 use parking_lot::{Mutex, MutexGuard};
 use safetensors::Dtype;
 use std::sync::Arc;
@@ -346,4 +346,13 @@ fn casts_are_made_once_while_memory_is_filled() {
         assert!(device.in_memory(&[], tier).unwrap().is_empty());
     }
     device.check_empty();
+}
+
+#[test]
+fn what_may_be_page_locked_is_the_least_that_the_host_says() {
+    let limit = |ram_available, page_lock_limit| {
+        Staging::within(&Machine { ram_available, page_lock_limit, ..Machine::default() }).limit
+    };
+    assert_eq!(limit(0, None), u64::MAX, "nothing is known");
+    assert_eq!((limit(5, None), limit(5, Some(3)), limit(3, Some(5)), limit(0, Some(0))), (5, 3, 3, 0));
 }

@@ -20,7 +20,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use cudarc::driver::CudaStream;
 use driver::{Event, Gpu, Lane};
 use locked::{Account, locked_bytes};
-use mm_plan::{DType, HostTier};
+use mm_plan::{DType, HostTier, Machine};
 use parking_lot::Mutex;
 use ring::{Job, Outcome, Piece, Ring};
 use std::{
@@ -53,6 +53,16 @@ impl Default for Staging {
     /// What plans count for it: three buffers of 64 MiB.
     fn default() -> Self {
         Self { buffers: 3, bytes: 64 << 20, limit: u64::MAX }
+    }
+}
+
+impl Staging {
+    /// As plans count it, where this host may page-lock as much as it has available and its limit allows; what is unknown
+    /// limits nothing.
+    pub fn within(host: &Machine) -> Self {
+        let available = (host.ram_available > 0).then_some(host.ram_available);
+        let limit = available.into_iter().chain(host.page_lock_limit).min();
+        Self { limit: limit.unwrap_or(u64::MAX), ..Self::default() }
     }
 }
 
