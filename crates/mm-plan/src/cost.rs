@@ -93,7 +93,10 @@ impl<'p, 'a> Problem<'p, 'a> {
         };
         let parts: Vec<&Part<'_>> = self.frontiers.iter().map(|frontier| frontier.part).collect();
         let solutions = budget::shares(&parts, host).into_iter().filter_map(solve);
-        solutions.reduce(|best, next| if next.time < best.time { next } else { best })
+        solutions.reduce(|best, next| {
+            let complete = best.complete && next.complete;
+            Solution { complete, ..if next.time < best.time { next } else { best } }
+        })
     }
 
     /// No placement that fits `budget` is faster, nanoseconds.
@@ -135,22 +138,24 @@ pub(crate) fn more(ram: u64) -> u64 {
     if ram == 0 { 0 } else { ram.saturating_add(MORE) }
 }
 
-/// The best way to use the host, and the best placement with it.
-pub(crate) fn best<'p, 'a>(
+/// The ways to use the host with the best placement of each, the best first.
+pub(crate) fn ways<'p, 'a>(
     machine: &'p Machine,
     input: &'p Input<'a>,
     policy: &'p Policy,
     rates: Rates,
     parts: &'p [Part<'a>],
     baseline: &Plan,
-) -> Option<(Problem<'p, 'a>, Solution)> {
+) -> Vec<(Problem<'p, 'a>, Solution)> {
     let weights = parts.iter().map(Part::bytes).sum();
     let solve = |host| {
         let problem = Problem::new(machine, input, policy, rates, host, parts, baseline);
         let solution = problem.solve(&problem.budget, host.locked, None, None)?;
         Some((problem, solution))
     };
-    budget::hosts(machine, policy, weights).into_iter().filter_map(solve).min_by_key(|(_, solution)| solution.time)
+    let mut ways: Vec<_> = budget::hosts(machine, policy, weights).into_iter().filter_map(solve).collect();
+    ways.sort_by_key(|(_, solution)| solution.time);
+    ways
 }
 
 /// The plan by rule `Cost`; `baseline` is the one by `Threshold`.
@@ -163,20 +168,21 @@ pub(crate) fn plan(
     baseline: Plan,
 ) -> Plan {
     let threshold = baseline.predicted.as_ref().map_or(u64::MAX, |p| p.request_ns);
-    let Some((problem, solution)) = best(machine, input, policy, rates, parts, &baseline) else {
+    let ways = ways(machine, input, policy, rates, parts, &baseline);
+    let Some(((problem, solution), others)) = ways.split_first() else {
         return explain::threshold_stands(baseline, None);
     };
     if threshold < solution.time {
         return explain::threshold_stands(baseline, Some(solution.time));
     }
-    let components = components(&problem, &solution);
+    let components = components(problem, solution);
     let mut plan = Plan {
         schema: 1,
         strategy: Strategy::Auto,
         rule: Rule::Cost,
         low_cpu_mem: !all_page_locked(&components),
         budget: machine.vram_free,
-        phases: phases(&problem, &components),
+        phases: phases(problem, &components),
         peak: Peak::default(),
         components,
         predicted: None,
@@ -200,7 +206,7 @@ pub(crate) fn plan(
         let gap = u128::from(schedule.request_ns - floor) * 1000;
         Proof::Within { gap_permille: capped(gap.div_ceil(u128::from(schedule.request_ns.max(1)))) }
     });
-    explain::explain(&problem, &solution, &schedule, threshold, floor, &mut plan.notes);
+    explain::explain(problem, solution, others, &schedule, [threshold, floor], &mut plan.notes);
     plan
 }
 

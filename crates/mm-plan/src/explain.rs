@@ -3,7 +3,7 @@
 use crate::{
     DeviceKind, HostTier, Machine, Note, Plan, Rule, Strategy,
     budget::{self, Phase},
-    cost::{MORE, Problem, best, more, strategy},
+    cost::{MORE, Problem, more, strategy, ways},
     frontier::{Choice, Frontier},
     notes::{capped, size, time},
     part, planner,
@@ -40,12 +40,13 @@ pub(crate) fn threshold_stands(mut plan: Plan, cost: Option<u64>) -> Plan {
     plan
 }
 
+/// `others`: what other ways to use the host would give.
 pub(crate) fn explain(
     problem: &Problem<'_, '_>,
     solution: &Solution,
+    others: &[(Problem<'_, '_>, Solution)],
     schedule: &Schedule,
-    threshold: u64,
-    floor: u64,
+    [threshold, floor]: [u64; 2],
     notes: &mut Vec<Note>,
 ) {
     let general = core::mem::take(notes);
@@ -73,7 +74,7 @@ pub(crate) fn explain(
     for (number, phase) in problem.budget.phases.iter().enumerate() {
         notes.extend(reserve(problem, number, phase));
     }
-    notes.extend(more_vram(problem, solution));
+    notes.extend(more_vram(problem, solution, others));
     notes.extend(more_ram(problem, solution));
     notes.extend(general);
 }
@@ -343,9 +344,15 @@ fn reserve(problem: &Problem<'_, '_>, number: usize, phase: &Phase) -> Option<No
     Some(Note::new(code, &numbers, text))
 }
 
-fn more_vram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
-    let with = problem.solve(&problem.with_more(MORE)?, problem.host.locked, None, Some(solution))?;
-    Some(gain("more_vram", "device memory", solution.time, with.time))
+fn more_vram(problem: &Problem<'_, '_>, solution: &Solution, others: &[(Problem<'_, '_>, Solution)]) -> Option<Note> {
+    let with = |(problem, solution): (&Problem<'_, '_>, &Solution)| {
+        problem.solve(&problem.with_more(MORE)?, problem.host.locked, None, Some(solution))
+    };
+    // Another way to use the host may be the better one then.
+    let ways = [(problem, solution)].into_iter().chain(others.iter().map(|(problem, solution)| (problem, solution)));
+    let with: Vec<Solution> = ways.filter_map(with).collect();
+    let time = with.iter().map(|with| with.time).min()?;
+    Some(gain("more_vram", "device memory", solution.time, time, with.iter().all(|with| with.complete)))
 }
 
 fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
@@ -357,32 +364,37 @@ fn more_ram(problem: &Problem<'_, '_>, solution: &Solution) -> Option<Note> {
     let rates = Rates::of(&machine, part::stored(parts()))?;
     let weights = parts().map(|part| part.bytes()).sum::<u128>();
     let hosts = budget::hosts(&machine, problem.policy, weights);
-    let time = match hosts.as_slice() {
+    let (time, complete) = match hosts.as_slice() {
         [host] if host.ring == problem.host.ring && rates == problem.rates => {
             if weights <= problem.host.locked.into() || host.locked == problem.host.locked {
                 // Everything can be page-locked already, or no more than now.
-                solution.time
+                (solution.time, true)
             } else {
-                problem.solve(&problem.budget, host.locked, None, Some(solution))?.time
+                let with = problem.solve(&problem.budget, host.locked, None, Some(solution))?;
+                (with.time, with.complete)
             }
         }
         _ => {
             // The weights now fit the page cache, or the staging ring the host: all times change.
             let parts: Vec<_> = parts().cloned().collect();
             let baseline = planner::by_threshold(&machine, problem.input, problem.policy).ok()?;
-            best(&machine, problem.input, problem.policy, rates, &parts, &baseline)?.1.time
+            let ways = ways(&machine, problem.input, problem.policy, rates, &parts, &baseline);
+            (ways.first()?.1.time, ways.iter().all(|(_, with)| with.complete))
         }
     };
-    Some(gain("more_ram", "RAM", solution.time, time))
+    Some(gain("more_ram", "RAM", solution.time, time, complete))
 }
 
-fn gain(code: &str, what: &str, now: u64, then: u64) -> Note {
+/// `complete`: nothing faster was left out.
+fn gain(code: &str, what: &str, now: u64, then: u64, complete: bool) -> Note {
     let gain = now.saturating_sub(then);
-    let numbers = [("bytes", MORE), ("request_ns", now), ("with_ns", then), ("gain_ns", gain)];
-    let text = if gain == 0 {
-        format!("1 GiB more of {what} would gain nothing.")
-    } else {
-        format!("1 GiB more of {what} would make a request {} faster.", time(gain))
+    let numbers =
+        [("bytes", MORE), ("request_ns", now), ("with_ns", then), ("gain_ns", gain), ("complete", complete.into())];
+    let text = match (gain, complete) {
+        (0, true) => format!("1 GiB more of {what} would gain nothing."),
+        (0, false) => format!("1 GiB more of {what} would gain nothing, as far as was searched."),
+        (_, true) => format!("1 GiB more of {what} would make a request {} faster.", time(gain)),
+        (_, false) => format!("1 GiB more of {what} would make a request at least {} faster.", time(gain)),
     };
     Note::new(code, &numbers, text)
 }

@@ -157,7 +157,7 @@ pub(crate) fn rederive(case: &Case, plan: &Plan, note: &Note) -> bool {
                 assert_eq!(n("bought_ns"), n("with_ns") - n("request_ns"));
             }
             if case.policy.resident.is_empty() {
-                asked_for(case, &about().name, other, note);
+                asked_for(case, plan, &about().name, other, note);
             }
         }
         "host_tiers" => {
@@ -194,14 +194,20 @@ pub(crate) fn rederive(case: &Case, plan: &Plan, note: &Note) -> bool {
     true
 }
 
-/// What a note says of a strategy is what comes out when it is asked for.
-fn asked_for(case: &Case, name: &str, strategy: Strategy, note: &Note) {
+/// What a note says of a strategy is what comes out when it is asked for, beside the same reserves: where rule threshold places it
+/// otherwise then, more may be kept for activations, and that much less is there to place in.
+fn asked_for(case: &Case, first: &Plan, name: &str, strategy: Strategy, note: &Note) {
     let mut asked = case.clone();
     asked.policy.strategies.insert(name.into(), strategy);
     match run(&asked) {
         // A device with room for it may still lack it beside what is reserved for activations.
         Ok(plan) => {
-            if let Some(with) = note.numbers.get("with_ns") {
+            let kept =
+                |plan: &Plan| plan.phases.iter().map(|p| p.activation.map_or(0, |a| a.bytes)).collect::<Vec<_>>();
+            // The plan of rule threshold doesn't tell what was tried beside it.
+            let reserves_more = has(&plan, "cost_threshold_stands", None)
+                || kept(&plan).iter().zip(kept(first)).any(|(asked, first)| *asked > first);
+            if let Some(with) = note.numbers.get("with_ns").filter(|_| !reserves_more) {
                 assert!(request_ns(&plan) <= *with, "{} with {strategy} of {name}", request_ns(&plan));
             }
         }
@@ -216,6 +222,8 @@ fn gains(plan: &Plan, note: &Note, more: &Case) {
     assert_eq!(n("gain_ns"), n("request_ns").saturating_sub(n("with_ns")));
     let anew = run(more).unwrap();
     if !has(&anew, "cost_threshold_stands", None) && !has(&anew, "search_incomplete", None) {
-        assert_eq!(request_ns(&anew), n("with_ns"), "{} promised what more memory does not bring", note.code);
+        let (brought, promised) = (request_ns(&anew), n("with_ns"));
+        assert!(brought <= promised, "{} promised what more memory does not bring: {promised}, {brought}", note.code);
+        assert!(brought == promised || n("complete") == 0, "{} said {promised}, it is {brought}", note.code);
     }
 }
