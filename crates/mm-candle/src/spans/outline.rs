@@ -82,7 +82,18 @@ impl<'a> Node<'a> {
 struct Unit<'n, 'a> {
     path: String,
     node: &'n Node<'a>,
-    spans: Vec<usize>,
+    /// Made between its weights.
+    between: Vec<usize>,
+    /// At its edges: before its first weight, and after its last.
+    edges: [Vec<usize>; 2],
+}
+
+impl Unit<'_, '_> {
+    /// The weight at an edge, as it is called inside.
+    fn at<'w>(&self, edge: usize, weights: &[&'w str]) -> &'w str {
+        let weight = weights[[self.node.first, self.node.last][edge]];
+        weight.strip_prefix(&self.path).unwrap_or(weight)
+    }
 }
 
 impl Outline {
@@ -121,10 +132,10 @@ impl Outline {
         let finder = Finder { spans, directions: directions(&events) };
         let mut units = finder.units(&root, "", false, 0);
         units.sort_by_key(|unit| unit.node.first);
-        Self::of(units, &weights, finder.spans.len())
+        Self::of(units, &weights, &finder.spans)
     }
 
-    fn of(units: Vec<Unit<'_, '_>>, weights: &[&str], spans: usize) -> Self {
+    fn of(units: Vec<Unit<'_, '_>>, weights: &[&str], spans: &[(usize, usize)]) -> Self {
         let mut stacks: Vec<(String, Vec<Unit<'_, '_>>)> = Vec::new();
         for unit in units {
             let stack = unit.path.rsplit_once('.').map_or("", |(stack, _)| stack).to_owned();
@@ -133,15 +144,19 @@ impl Outline {
                 None => stacks.push((stack, vec![unit])),
             }
         }
-        let mut this = Self { spans: vec![None; spans], ..Self::default() };
+        let mut this = Self { spans: vec![None; spans.len()], ..Self::default() };
         for (stack, mut units) in stacks {
             units.sort_by_key(|unit| index(&unit.path));
             this.stacks.push((stack, units.len()));
+            for edge in [0, 1] {
+                keep_common(&mut units, edge, weights, spans);
+            }
             for unit in units {
                 let group = this.paths.len();
                 let own = weights[unit.node.first..=unit.node.last].iter();
                 this.weights.extend(own.map(|name| ((*name).to_owned(), group)));
-                unit.spans.iter().for_each(|span| this.spans[*span] = Some(group));
+                let own = unit.edges.iter().flatten().chain(&unit.between);
+                own.for_each(|span| this.spans[*span] = Some(group));
                 this.paths.push(unit.path);
             }
         }
@@ -163,10 +178,10 @@ impl Finder {
             self.units(child, &inner, is_index(name), entries)
         });
         let inside: Vec<_> = inside.collect();
-        let spans = if is_entry && node.is_contiguous() { self.spans_of(node) } else { Vec::new() };
-        if spans.is_empty() {
+        let unit = (is_entry && node.is_contiguous()).then(|| self.unit(node, path));
+        let Some(unit) = unit.filter(|unit| !(unit.between.is_empty() && unit.edges.iter().all(Vec::is_empty))) else {
             return inside;
-        }
+        };
         let (held, largest) = inside
             .iter()
             .fold((0, 0), |(sum, largest): (u128, u128), unit| (sum + unit.node.bytes, largest.max(unit.node.bytes)));
@@ -174,22 +189,39 @@ impl Finder {
         if siblings < MANY && share(held, MOST) && !share(largest, LARGE) {
             return inside;
         }
-        vec![Unit { path: path.to_owned(), node, spans }]
+        vec![unit]
     }
 
-    /// The spans of a module: those made between its weights, and those at its edges that belong there.
-    fn spans_of(&self, node: &Node<'_>) -> Vec<usize> {
+    /// A module with the spans made between its weights, and those at its edges that may belong there.
+    fn unit<'n, 'a>(&self, node: &'n Node<'a>, path: &str) -> Unit<'n, 'a> {
         let at = |place: usize, direction: Direction| {
             let spans = self.spans.iter().enumerate();
             spans.filter(move |(_, (line, before))| *before == place && self.directions.get(line) == Some(&direction))
         };
         // The outermost before a module, or after it, are of what contains it.
         let opening: Vec<usize> = at(node.first, Direction::Before).map(|(span, _)| span).collect();
-        let opening = opening.into_iter().rev().take(node.openings());
-        let closing = at(node.last + 1, Direction::After).map(|(span, _)| span).take(node.closings());
+        let opening = opening.into_iter().rev().take(node.openings()).collect();
+        let closing = at(node.last + 1, Direction::After).map(|(span, _)| span).take(node.closings()).collect();
         let between = self.spans.iter().enumerate();
         let between = between.filter(|(_, (_, before))| (node.first + 1..=node.last).contains(before));
-        opening.chain(between.map(|(span, _)| span)).chain(closing).collect()
+        let between = between.map(|(span, _)| span).collect();
+        Unit { path: path.to_owned(), node, between, edges: [opening, closing] }
+    }
+}
+
+/// Entries of a stack that begin, or end, alike have the same lines of code there: one more is of what contains them.
+fn keep_common(units: &mut [Unit<'_, '_>], edge: usize, weights: &[&str], spans: &[(usize, usize)]) {
+    let line = |span: &usize| spans[*span].0;
+    let mut common: HashMap<&str, HashSet<usize>> = HashMap::new();
+    for unit in &*units {
+        let lines: HashSet<usize> = unit.edges[edge].iter().map(line).collect();
+        let common = common.entry(unit.at(edge, weights)).or_insert_with(|| lines.clone());
+        common.retain(|line| lines.contains(line));
+    }
+    for unit in units {
+        if let Some(common) = common.get(unit.at(edge, weights)).filter(|common| !common.is_empty()) {
+            unit.edges[edge].retain(|span| common.contains(&line(span)));
+        }
     }
 }
 

@@ -37,6 +37,13 @@ fn spans_made_before_the_weights_are_of_the_block_after_them() {
 }
 
 #[test]
+fn one_span_more_after_the_last_of_equal_blocks_is_not_its() {
+    // Each ends with a layer that has no span, so two spans could be of the last: its own (1), and its level's (2).
+    let outline = outline("in.w a.0.r.0.x.w a.0.r.0.y.w #1 a.0.r.1.x.w a.0.r.1.y.w #1 #2 out.w");
+    assert_eq!(paths(&outline), ["a.0.r.0", "a.0.r.1", "-"]);
+}
+
+#[test]
 fn the_spans_of_what_contains_the_last_block_are_not_the_blocks() {
     // After the last entry come its own span (2), then its level's (3) and the model's (4).
     let text = "a.0.r.0.c.w #2 a.0.r.1.c.w #2 #3 a.1.r.0.c.w #2 a.1.r.1.c.w #2 #3 #4";
@@ -100,7 +107,7 @@ fn a_level_of_convolutions_is_told_from_its_blocks() {
         &["d.0.s.0", "d.0.s.0", "-"],
         &block("d.1.r.0"),
         &block("d.1.r.1"),
-        &["d.1.r.1", "-"],
+        &["-", "-"],
     ]
     .concat();
     assert_eq!(paths(&outline), expected, "{:?}", outline.paths);
