@@ -137,6 +137,12 @@ fn a_layer_that_stays_on_the_device_is_refused_like_one_that_streams() {
     let resident = case.manager.plan().unwrap().components[0].stacks[0].resident.clone();
     let (stays, streams) = (resident.iter().position(|r| *r).unwrap(), resident.iter().position(|r| !*r).unwrap());
     case.is_right(|t| t.forward(&input(), &[stays, streams, stays]));
+    // What was open last in a pass is closed in the next.
+    case.is_right(|t| t.forward(&input(), &[stays]));
+    let outside = case.tower.run(|t| t.layers[stays].outside(&input()));
+    assert!(matches!(outside, Err(Error::Spans { .. })), "{:?}", outside.map(|y| bits(&y)));
+
+    let case = Case::new(4, Strategy::BlockPin);
     let outside = case.tower.run(|t| t.layers[stays].outside(&t.forward(&input(), &[stays, streams])?));
     assert!(matches!(outside, Err(Error::Spans { .. })), "{:?}", outside.map(|y| bits(&y)));
 }
