@@ -3,7 +3,10 @@
 //! While a model is built its weights are really there, group by group: a block's memory leaves when
 //! the next block begins, so building holds at most the rest and one group.
 
-use crate::home::{CandleHomes, Home, plan_dtype};
+use crate::{
+    home::{CandleHomes, Home, plan_dtype},
+    spans::Survey,
+};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
@@ -64,6 +67,8 @@ struct State {
     groups: Vec<Part>,
     /// Stacks with the number of their groups, in the order of `groups`.
     stacks: Vec<(String, usize)>,
+    /// The group whose weights are there, where spans tell the groups.
+    open: Option<usize>,
     /// What was handed out, and for whom.
     given: HashMap<(String, DType), (Option<usize>, Tensor)>,
     /// A tensor that two groups asked for: it belongs to the rest, and building starts over.
@@ -81,23 +86,32 @@ pub(crate) struct Build {
     shared: BTreeSet<String>,
     /// Bounds the length of any home, bytes.
     longest: u64,
+    /// Who hears of weights, and may know the groups they belong to.
+    survey: Option<Survey>,
     state: Mutex<State>,
     link: Link,
 }
 
+/// A model, the module that it is, and the link between them.
+pub(crate) type Built<M> = (M, ModuleSpec<AnyBuffer>, Link);
+
 /// Builds a model on `device` and describes it as a module. `memory` counts what building holds; `None`: building
-/// reads no weights at all, and a model that computes with them while it is built is refused.
+/// reads no weights at all, and a model that computes with them while it is built is refused. `survey`: where spans are told of.
 pub(crate) fn build<M>(
     name: &str,
     weights: &Arc<Weights>,
     dtype: DType,
     device: &Device,
     memory: Option<&Arc<AnyDevice>>,
+    survey: Option<&Survey>,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
-) -> Result<(M, ModuleSpec<AnyBuffer>, Link)> {
+) -> Result<Built<M>> {
     let mut shared = BTreeSet::new();
     loop {
-        let build = Arc::new(Build::new(weights.clone(), device.clone(), memory.cloned(), shared.clone()));
+        let mut build = Build::new(weights.clone(), device.clone(), memory.cloned(), shared.clone());
+        build.survey = survey.cloned();
+        build.begin_outline();
+        let build = Arc::new(build);
         let backend: Box<dyn SimpleBackend> = Box::new(Backend(build.clone()));
         let outer = SCOPE.with_borrow_mut(|scope| scope.replace(build.clone()));
         let restore = Restore(outer);
@@ -131,11 +145,22 @@ impl Build {
         // Eight bytes for the widest element.
         let longest = (weights.names().filter_map(|n| weights.get(n)))
             .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
-        Self { weights, device, memory, shared, longest, state: Mutex::default(), link: Link::default() }
+        let (state, link) = (Mutex::default(), Link::default());
+        Self { weights, device, memory, shared, longest, survey: None, state, link }
+    }
+
+    /// Makes the groups that spans tell of.
+    fn begin_outline(&self) {
+        if let Some(outline) = self.survey.as_ref().and_then(Survey::outline) {
+            let room = |path: &String| Room::Elements(self.elements_under(&format!("{path}.")));
+            let mut state = self.state.lock();
+            state.stacks.clone_from(&outline.stacks);
+            state.groups = outline.paths.iter().map(|path| Part::new(room(path))).collect();
+        }
     }
 
     /// Builds the blocks of one stack, each a group of its own. Returns the index of the first group,
-    /// or `None` inside another block: then they are part of it.
+    /// or `None` inside another block, or where spans tell the groups: then they are no groups of their own.
     pub(crate) fn stack<B>(
         &self,
         name: &str,
@@ -146,6 +171,7 @@ impl Build {
             let mut state = self.state.lock();
             match state.current {
                 Some(_) => None,
+                None if self.survey.as_ref().is_some_and(|s| s.outline().is_some()) => None,
                 None => {
                     let first = state.groups.len();
                     state.stacks.push((name.to_owned(), count));
@@ -180,7 +206,11 @@ impl Build {
             return Err(Error::UnexpectedShape { msg, expected, got: stored }.bt());
         }
         let mut state = self.state.lock();
-        let place = state.current.filter(|_| !self.shared.contains(name));
+        let place = match &self.survey {
+            Some(survey) => survey.place(name).or(state.current),
+            None => state.current,
+        };
+        let place = place.filter(|_| !self.shared.contains(name));
         let key = (name.to_owned(), dtype);
         if let Some((owner, tensor)) = state.given.get(&key) {
             if owner.is_none() || *owner == place {
@@ -188,6 +218,12 @@ impl Build {
             }
             state.shared = Some(key.0);
             bail!("{name} is shared between blocks; building starts over with it in the rest");
+        }
+        if self.survey.is_some() && place.is_some() && state.open != place && state.current.is_none() {
+            if let Some(before) = state.open.take() {
+                state.groups[before].leave()?;
+            }
+            state.open = place;
         }
         let part = match place {
             Some(group) => &mut state.groups[group],
@@ -206,8 +242,9 @@ impl Build {
 
     fn spec(&self, name: &str) -> Result<ModuleSpec<AnyBuffer>> {
         let mut state = self.state.lock();
-        let State { mut rest, groups, stacks, .. } = std::mem::take(&mut *state);
+        let State { mut rest, mut groups, stacks, open, .. } = std::mem::take(&mut *state);
         rest.leave()?;
+        open.map_or(Ok(()), |group| groups[group].leave())?;
         let (rest_slabs, rest_homes) = rest.slabs.into_iter().unzip();
         let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Home>>) =
             groups.into_iter().map(|g| g.slabs.into_iter().unzip()).unzip();

@@ -1,6 +1,10 @@
 //! A model that is reached only inside `run`.
 
-use crate::{Error, plain::PlainBackend};
+use crate::{
+    Error,
+    plain::PlainBackend,
+    spans::{SpanCoverage, Spans},
+};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::Weights;
@@ -29,13 +33,18 @@ pub struct LoadSpec {
     /// are alike in all of these are one component of their manager: loaded once, on the device once. `None`: it is
     /// not known what is built, so nobody shares it.
     pub config: Option<String>,
+    /// Streams an unmodified model by the `tracing` spans that its layers enter, as many of candle-transformers do. What spans
+    /// don't tell of stays on the device while the model runs; without any it is there as a whole. [`Component::spans`] and the
+    /// component's notes say which. A model that uses a weight outside its spans is refused once, with [`Error::Spans`].
+    pub spans: bool,
 }
 
 impl LoadSpec {
-    /// A component of these safetensors files: computed in f32, active alone, one forward a request, not lazy, not shared.
+    /// A component of these safetensors files: computed in f32, active alone, one forward a request, not lazy, not shared,
+    /// not by spans.
     pub fn new(name: impl Into<String>, files: impl Into<Vec<PathBuf>>) -> Self {
         let (name, files) = (name.into(), files.into());
-        Self { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false, config: None }
+        Self { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false, config: None, spans: false }
     }
 }
 
@@ -45,6 +54,8 @@ pub(crate) struct Loaded<M> {
     pub(crate) model: ReentrantMutex<RefCell<M>>,
     /// `None`: nobody manages it.
     pub(crate) module: Option<Arc<Module<AnyDevice>>>,
+    /// `None`: it does not stream by spans.
+    pub(crate) spans: Option<Spans>,
     /// Held, so that who opens the same bytes later finds them open.
     pub(crate) weights: Option<Arc<Weights>>,
 }
@@ -70,7 +81,7 @@ impl<M: Send> Component<M> {
 
     fn alone(model: M, weights: Option<Arc<Weights>>, device: Device) -> Self {
         let model = ReentrantMutex::new(RefCell::new(model));
-        Self { managed: None, loaded: Share::alone(Loaded { device, model, module: None, weights }) }
+        Self { managed: None, loaded: Share::alone(Loaded { device, model, module: None, spans: None, weights }) }
     }
 
     pub(crate) const fn managed(loaded: Share<Loaded<M>, AnyDevice>, managed: Managed) -> Self {
@@ -95,6 +106,11 @@ impl<M: Send> Component<M> {
     /// Its weights; `None`: it was not loaded from files.
     pub fn weights(&self) -> Option<&Arc<Weights>> {
         self.loaded.weights.as_ref()
+    }
+
+    /// How much of it streams by its spans; `None`: that was not asked for.
+    pub fn spans(&self) -> Option<SpanCoverage> {
+        self.loaded.spans.as_ref().map(Spans::coverage)
     }
 
     /// One pass: puts the component on the device as the plan says and calls `f` with the model. One
@@ -128,7 +144,13 @@ impl<M: Send> Component<M> {
     /// As [`Component::run`].
     pub fn run_again<T>(&self, mut f: impl FnMut(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
         match self.managed.as_ref().zip(self.loaded.module.as_ref()) {
-            Some((managed, module)) => managed.manager.run(module, || self.call(&mut f), Error::shortage),
+            Some((managed, module)) => {
+                let mut run = || managed.manager.run(module, || self.call(&mut f), Error::shortage);
+                match run() {
+                    Err(Error::Spans { .. }) => run(),
+                    answer => answer,
+                }
+            }
             None => self.call(f),
         }
     }
@@ -138,7 +160,11 @@ impl<M: Send> Component<M> {
         let mut model = model
             .try_borrow_mut()
             .map_err(|_| EngineError::Misuse("a component is run inside its own run(..)".to_owned()))?;
-        Ok(f(&mut model)?)
+        let Some(pass) = self.loaded.spans.as_ref().map(Spans::pass).transpose()?.flatten() else {
+            return Ok(f(&mut model)?);
+        };
+        let answer = f(&mut model);
+        pass.end(answer, self.managed.as_ref().map(|m| (&m.manager, m.registration.name())))
     }
 }
 

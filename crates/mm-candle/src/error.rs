@@ -12,6 +12,14 @@ pub enum Error {
     /// The weight files can't be used.
     #[error(transparent)]
     Weights(#[from] mm_cache::WeightsError),
+    /// Its spans don't tell when its weights are used. It does not stream by them any more: run it again.
+    #[error("{name}: {reason}; from now on it is on the device as a whole: run it again")]
+    Spans {
+        /// The component.
+        name: String,
+        /// What was found.
+        reason: String,
+    },
     /// The model could not be built, or a kernel failed.
     #[error(transparent)]
     Candle(candle_core::Error),
@@ -23,7 +31,7 @@ impl Error {
         match self {
             Self::Engine(error) => error.shortage(),
             Self::Candle(error) => is_out_of_memory(error).then_some(0),
-            Self::Weights(_) => None,
+            Self::Weights(_) | Self::Spans { .. } => None,
         }
     }
 }

@@ -50,8 +50,10 @@ mod error;
 mod home;
 mod manager;
 mod plain;
+mod spans;
 
 pub use blocks::{Blocks, Lease};
 pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
 pub use manager::{Manager, describe};
+pub use spans::SpanCoverage;

@@ -2,8 +2,9 @@
 
 use crate::{
     Component, Error, LoadSpec,
-    build::build,
+    build::{Built, build},
     component::{Loaded, Managed},
+    spans::{Spans, build_with_spans},
 };
 use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
@@ -94,7 +95,7 @@ impl Manager {
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Component<M>, Error> {
         let weights = self.engine.weights().open(&spec.files)?;
-        let config = spec.config.as_ref().map(|config| format!("{} {config}", spec.lazy));
+        let config = spec.config.as_ref().map(|config| format!("{} {} {config}", spec.lazy, spec.spans));
         let place = format!("{:?}", self.device.location());
         let params = config.as_ref().map(|config| LoadParams {
             dtype: spec.dtype.as_str(),
@@ -117,18 +118,36 @@ impl Manager {
     ) -> std::result::Result<Loaded<M>, Error> {
         let memory = self.engine.device();
         let eager = (!spec.lazy).then_some(memory);
-        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, &self.device, eager, make)?;
+        let ((model, mut module, link), spans) = build_as(spec, &weights, &self.device, eager, make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);
         let module = Module::new(module, memory.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
+        if let Some(spans) = &spans {
+            spans.note();
+        }
         Ok(Loaded {
             device: self.device.clone(),
             model: ReentrantMutex::new(RefCell::new(model)),
             module: Some(module),
+            spans,
             weights: Some(weights),
         })
     }
+}
+
+fn build_as<M>(
+    spec: &LoadSpec,
+    weights: &Arc<Weights>,
+    device: &Device,
+    memory: Option<&Arc<AnyDevice>>,
+    make: impl Fn(VarBuilder<'_>) -> Result<M>,
+) -> Result<(Built<M>, Option<Spans>)> {
+    if spec.spans {
+        let (built, spans) = build_with_spans(&spec.name, weights, spec.dtype, device, memory, make)?;
+        return Ok((built, Some(spans)));
+    }
+    Ok((build(&spec.name, weights, spec.dtype, device, memory, None, make)?, None))
 }
 
 /// What the planner would be told about a component, without reading its weights: the model is built over
@@ -140,7 +159,7 @@ pub fn describe<M>(
     spec: &LoadSpec,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<(Description, M), Error> {
-    let (model, mut module, _) = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, &Device::Cpu, None, make)?;
+    let ((model, mut module, _), _) = build_as(spec, &Weights::open(&spec.files)?, &Device::Cpu, None, make)?;
     (module.phase, module.passes) = (spec.phase, spec.passes);
     Ok((module.description(), model))
 }

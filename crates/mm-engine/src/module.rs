@@ -96,7 +96,7 @@ pub struct ModuleStats {
     pub copied_bytes: u64,
     /// Nanoseconds that compute stood still waiting for copies.
     pub stall_ns: u64,
-    /// Where it was put on the device last, what is not as the plan says, and why.
+    /// What its adapter says of it; where it was put on the device last, what is not as the plan says, and why.
     pub notes: Vec<String>,
 }
 
@@ -115,6 +115,8 @@ pub struct Module<D: Device> {
     placement: Mutex<Option<(u64, Placement<D>)>>,
     passes: Mutex<(u64, Vec<u64>)>,
     pub(crate) notes: Mutex<Vec<String>>,
+    /// What its adapter says of it.
+    note: Mutex<Option<String>>,
     loads: AtomicU64,
     /// The name that it is planned under.
     title: RwLock<Arc<str>>,
@@ -151,6 +153,7 @@ impl<D: Device> Module<D> {
             placement: Mutex::new(None),
             passes: Mutex::default(),
             notes: Mutex::default(),
+            note: Mutex::default(),
             loads: AtomicU64::new(0),
             title: RwLock::new(title),
             owner: AtomicU64::new(0),
@@ -209,13 +212,23 @@ impl<D: Device> Module<D> {
             passes,
             copied_bytes: self.copied.load(Relaxed),
             stall_ns: self.stalled.load(Relaxed),
-            notes: self.notes.lock().clone(),
+            notes: self.note.lock().iter().chain(self.notes.lock().iter()).cloned().collect(),
         }
     }
 
     /// Whether it is on the device.
     pub fn is_loaded(&self) -> bool {
         self.placement.lock().is_some()
+    }
+
+    /// Whether it is on the device in such a way that groups of it stream.
+    pub fn streams(&self) -> bool {
+        self.placement.lock().as_ref().is_some_and(|(_, placement)| placement.streams())
+    }
+
+    /// Says what its adapter has to say of it, ahead of its notes, in place of what it said before.
+    pub fn set_note(&self, note: String) {
+        *self.note.lock() = Some(note);
     }
 
     pub(crate) fn load(&self, plan: &ComponentPlan) -> Result<()> {

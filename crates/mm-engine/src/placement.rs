@@ -132,6 +132,10 @@ impl<D: Device> Placement<D> {
         outcome
     }
 
+    pub(crate) fn streams(&self) -> bool {
+        self.resident.contains(&false)
+    }
+
     pub(crate) const fn is_active(&self) -> bool {
         self.active
     }
