@@ -99,7 +99,9 @@ impl Config {
 pub(crate) struct Encoded {
     /// What the last layer is given, `[1, tokens, width]`.
     pub(crate) hidden: Tensor,
-    /// What comes of it at the prompt's end, `[1, width]`.
+    /// What comes of it, normalized, `[1, tokens, width]`.
+    pub(crate) last: Tensor,
+    /// The same at the prompt's end, projected where the class does that, `[1, width]`.
     pub(crate) pooled: Tensor,
 }
 
@@ -145,12 +147,13 @@ impl Encoder {
             hidden = x;
             x = layer?.forward(&hidden, &causal)?;
         }
-        let pooled = self.norm.forward(&x)?.narrow(1, self.config.end(ids), 1)?.squeeze(1)?;
+        let last = self.norm.forward(&x)?;
+        let pooled = last.narrow(1, self.config.end(ids), 1)?.squeeze(1)?;
         let pooled = match &self.projection {
             Some(projection) => projection.forward(&pooled)?,
             None => pooled,
         };
-        Ok(Encoded { hidden, pooled })
+        Ok(Encoded { hidden, last, pooled })
     }
 }
 

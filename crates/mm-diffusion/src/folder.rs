@@ -58,7 +58,7 @@ impl Folder {
     /// Checks that a component is of one of these classes.
     pub(crate) fn expect(&self, component: &str, supported: &[&str]) -> Result<(), Error> {
         let entry = self.index.get(component);
-        let class = entry.and_then(|v| v.get(1)).and_then(|v| v.as_str());
+        let class = self.class(component);
         match class {
             Some(class) if supported.contains(&class) => Ok(()),
             _ => Err(Error::Unsupported {
@@ -68,6 +68,16 @@ impl Folder {
                 supported: supported.join(", "),
             }),
         }
+    }
+
+    /// The class of a component.
+    pub(crate) fn class(&self, component: &str) -> Option<&str> {
+        self.index.get(component)?.get(1)?.as_str()
+    }
+
+    /// An entry of `model_index.json` that is on or off.
+    pub(crate) fn flag(&self, key: &str) -> Option<bool> {
+        self.index.get(key)?.as_bool()
     }
 
     /// Whether the pipeline was saved without this component.

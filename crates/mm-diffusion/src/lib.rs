@@ -25,9 +25,10 @@
 //! 2. A seed makes the same initial latents on every platform (`tests/generate.rs`).
 //! 3. A request that can't be fulfilled is refused before anything is computed (`tests/bad_requests.rs`).
 //! 4. A broken checkpoint is an error that names the file, and the key or tensor (`tests/bad_folders.rs`).
-//! 5. In f32, T5, CLIP and the transformers of FLUX.1 and Stable Diffusion 3 equal candle's own bit for bit (unit tests beside them).
+//! 5. In f32, T5, CLIP, the transformers of FLUX.1 and Stable Diffusion 3 and the UNet of 1.5 and 2.1 equal candle's own bit for
+//!    bit (unit tests beside them), the UNet but for GELU, which candle approximates.
 //!
-//! [`Pipeline`] is whichever of [`ZImage`], [`Flux`] and [`Sd3`] a folder holds.
+//! [`Pipeline`] is whichever of [`ZImage`], [`Flux`], [`Sd3`] and [`StableDiffusion`] a folder holds.
 
 #![forbid(unsafe_code)]
 
@@ -53,7 +54,9 @@ mod projection;
 mod qwen3;
 mod request;
 mod rope;
+mod sampler;
 mod scheduler;
+mod sd;
 mod sd3;
 mod size;
 mod t5;
@@ -71,6 +74,7 @@ pub use load::{LoadOptions, Loader, Passes, Unmanaged};
 pub use pipeline::Pipeline;
 pub use request::{Generated, Progress, Request};
 pub use scheduler::{Schedule, Scheduler};
+pub use sd::StableDiffusion;
 pub use sd3::Sd3;
 pub use tokenizer::Tokenizer;
 pub use trace::Trace;

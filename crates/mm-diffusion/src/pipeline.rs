@@ -1,6 +1,8 @@
 //! A pipeline of whichever kind.
 
-use crate::{Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, ZImage, check::Check};
+use crate::{
+    Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, StableDiffusion, ZImage, check::Check,
+};
 
 /// The pipeline that a folder holds, as its `model_index.json` says.
 pub enum Pipeline {
@@ -10,27 +12,36 @@ pub enum Pipeline {
     Flux(Box<Flux>),
     /// Stable Diffusion 3 and 3.5.
     Sd3(Box<Sd3>),
+    /// Stable Diffusion 1.5, 2.1 and XL.
+    StableDiffusion(Box<StableDiffusion>),
 }
+
+/// The classes of these.
+const CLASSES: [&str; 5] = [
+    "ZImagePipeline",
+    "FluxPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+];
 
 impl Pipeline {
     /// Loads a Diffusers folder.
     ///
     /// # Errors
-    /// The pipeline's class is none of those here; else as [`ZImage::load`], [`Flux::load`] and [`Sd3::load`].
+    /// The pipeline's class is none of those here; else as [`ZImage::load`], [`Flux::load`], [`Sd3::load`] and
+    /// [`StableDiffusion::load`].
     pub fn load(folder: &Folder, options: &LoadOptions, loader: &impl Loader) -> Result<Self, Error> {
         let class = folder.pipeline_class()?;
         match class {
             "FluxPipeline" => Ok(Self::Flux(Box::new(Flux::load(folder, options, loader)?))),
             "StableDiffusion3Pipeline" => Ok(Self::Sd3(Box::new(Sd3::load(folder, options, loader)?))),
+            "StableDiffusionPipeline" | "StableDiffusionXLPipeline" => {
+                Ok(Self::StableDiffusion(Box::new(StableDiffusion::load(folder, options, loader)?)))
+            }
             _ => {
-                let known = class == "ZImagePipeline";
                 let index = folder.path("model_index.json");
-                Check(&index).supported(
-                    known,
-                    "_class_name",
-                    class,
-                    "ZImagePipeline, FluxPipeline, StableDiffusion3Pipeline",
-                )?;
+                Check(&index).supported(CLASSES.contains(&class), "_class_name", class, &CLASSES.join(", "))?;
                 Ok(Self::ZImage(Box::new(ZImage::load(folder, options, loader)?)))
             }
         }
@@ -45,6 +56,7 @@ impl Pipeline {
             Self::ZImage(pipeline) => pipeline.generate(request, observe),
             Self::Flux(pipeline) => pipeline.generate(request, observe),
             Self::Sd3(pipeline) => pipeline.generate(request, observe),
+            Self::StableDiffusion(pipeline) => pipeline.generate(request, observe),
         }
     }
 
@@ -56,7 +68,12 @@ impl Pipeline {
             // One prompt, two encoders.
             Self::Flux(_) => 2,
             Self::Sd3(pipeline) => u64::from(pipeline.encode_passes(request)),
+            Self::StableDiffusion(pipeline) => u64::from(pipeline.encode_passes(request)),
         };
-        encode + u64::from(request.steps) + 1
+        let denoise = match self {
+            Self::StableDiffusion(pipeline) => pipeline.denoise_passes(request),
+            _ => request.steps,
+        };
+        encode + u64::from(denoise) + 1
     }
 }

@@ -1,7 +1,7 @@
 //! Linear layers that one set of names keeps apart, and another as one.
 
 use candle_core::{D, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_nn::{Linear, VarBuilder, linear, linear_no_bias};
 
 /// Whose names a transformer's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,14 +13,18 @@ pub(crate) enum Names {
 }
 
 impl Names {
-    /// Original ones where there is this tensor, and where they begin: files with more than a transformer have a prefix.
-    pub(crate) fn find<'a>(vb: VarBuilder<'a>, original: &str) -> (Self, VarBuilder<'a>) {
+    /// Original ones where there is this tensor, and where they begin: files with more than a transformer have a prefix, and
+    /// so have some with the names of Diffusers, of which `diffusers` is one.
+    pub(crate) fn find<'a>(vb: VarBuilder<'a>, original: &str, diffusers: &str) -> (Self, VarBuilder<'a>) {
         if vb.contains_tensor(original) {
             return (Self::Original, vb);
         }
         let prefixed = vb.pp("model.diffusion_model");
-        match prefixed.contains_tensor(original) {
-            true => (Self::Original, prefixed),
+        if prefixed.contains_tensor(original) {
+            return (Self::Original, prefixed);
+        }
+        match prefixed.contains_tensor(diffusers) {
+            true => (Self::Diffusers, prefixed),
             false => (Self::Diffusers, vb),
         }
     }
@@ -44,10 +48,25 @@ pub(crate) enum Projection {
 impl Projection {
     /// One name for all parts, or one for each.
     pub(crate) fn load(vb: &VarBuilder<'_>, names: &[&str], input: usize, widths: &[usize]) -> Result<Self> {
+        Self::layers(vb, names, input, widths, linear)
+    }
+
+    /// The same without biases.
+    pub(crate) fn load_no_bias(vb: &VarBuilder<'_>, names: &[&str], input: usize, widths: &[usize]) -> Result<Self> {
+        Self::layers(vb, names, input, widths, linear_no_bias)
+    }
+
+    fn layers(
+        vb: &VarBuilder<'_>,
+        names: &[&str],
+        input: usize,
+        widths: &[usize],
+        layer: impl Fn(usize, usize, VarBuilder<'_>) -> Result<Linear>,
+    ) -> Result<Self> {
         match names {
-            [name] => Ok(Self::Whole(linear(input, widths.iter().sum(), vb.pp(name))?, widths.to_vec())),
+            [name] => Ok(Self::Whole(layer(input, widths.iter().sum(), vb.pp(name))?, widths.to_vec())),
             _ => {
-                let parts = names.iter().zip(widths).map(|(name, width)| linear(input, *width, vb.pp(name)));
+                let parts = names.iter().zip(widths).map(|(name, width)| layer(input, *width, vb.pp(name)));
                 Ok(Self::Parts(parts.collect::<Result<_>>()?))
             }
         }

@@ -186,7 +186,7 @@ impl Scheduler {
 }
 
 /// Evenly spaced, filled from both ends and rounded once, as torch does: the last value is exactly `end`.
-fn linspace(start: f32, end: f32, count: u32) -> Vec<f32> {
+pub(crate) fn linspace(start: f32, end: f32, count: u32) -> Vec<f32> {
     if count == 1 {
         return vec![start];
     }

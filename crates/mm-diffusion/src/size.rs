@@ -3,13 +3,13 @@
 use crate::{Error, Request, latents::noise};
 use candle_core::{DType, Device, Tensor};
 
-/// Side of a patch, in latents: what all transformers here take for a token.
+/// Side of a patch, in latents: what all transformers here take for a token; UNets have none.
 pub(crate) const PATCH: usize = 2;
 
 /// Pixels along a side where the model sets no limit: beyond any memory, and yet far from where sizes overflow.
 const LARGEST_SIDE: usize = 16_384;
 
-/// Height and width in latents, each a whole number of patches.
+/// Height and width in latents, each a whole number of patches where there are any.
 pub(crate) struct Size {
     pub(crate) height: usize,
     pub(crate) width: usize,
@@ -18,7 +18,21 @@ pub(crate) struct Size {
 impl Size {
     /// Of a request; `factor` pixels are a latent. `positions`: the most patches that the model can count along each side.
     pub(crate) fn of(request: &Request, factor: usize, positions: Option<[usize; 2]>) -> Result<Self, Error> {
-        let multiple = factor * PATCH;
+        Self::multiple_of(request, factor, PATCH, positions)
+    }
+
+    /// Of a request to a model that takes any number of latents.
+    pub(crate) fn of_latents(request: &Request, factor: usize) -> Result<Self, Error> {
+        Self::multiple_of(request, factor, 1, None)
+    }
+
+    fn multiple_of(
+        request: &Request,
+        factor: usize,
+        patch: usize,
+        positions: Option<[usize; 2]>,
+    ) -> Result<Self, Error> {
+        let multiple = factor * patch;
         let latents = |field, pixels: u32, most: Option<usize>| {
             let pixels = pixels as usize;
             if pixels == 0 || !pixels.is_multiple_of(multiple) {

@@ -92,7 +92,7 @@ pub(crate) fn write_shards(
     let seed = fixture.seed(&component.name);
     let most = match fixture.model {
         // Older than shards.
-        Model::Sdxl => u64::MAX,
+        Model::Sd15 | Model::Sd21 | Model::Sdxl => u64::MAX,
         _ if component.transformers => TRANSFORMERS_SHARD,
         _ => DIFFUSERS_SHARD,
     };

@@ -40,7 +40,7 @@ pub(crate) struct Transformer {
 
 impl Transformer {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let ((names, vb), width) = (Names::find(vb, "img_in.weight"), config.width());
+        let ((names, vb), width) = (Names::find(vb, "img_in.weight", "x_embedder.weight"), config.width());
         let layers = names.pick(("linear_1", "linear_2"), ("in_layer", "out_layer"));
         let embedder =
             |input, diffusers, original| Embedder::new(input, width, layers, &vb.pp(names.pick(diffusers, original)));

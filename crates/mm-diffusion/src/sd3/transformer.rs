@@ -33,8 +33,11 @@ pub(crate) struct Transformer {
 
 impl Transformer {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let ((names, vb), width, side) =
-            (Names::find(vb, "x_embedder.proj.weight"), config.width(), config.pos_embed_max_size);
+        let ((names, vb), width, side) = (
+            Names::find(vb, "x_embedder.proj.weight", "pos_embed.proj.weight"),
+            config.width(),
+            config.pos_embed_max_size,
+        );
         let layers = names.pick(("linear_1", "linear_2"), ("mlp.0", "mlp.2"));
         let embedder =
             |input, diffusers, original| Embedder::new(input, width, layers, &vb.pp(names.pick(diffusers, original)));

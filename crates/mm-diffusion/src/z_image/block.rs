@@ -1,7 +1,11 @@
 //! One block: attention and feed-forward, modulated by the timestep where it refines noise.
 
 use super::config::Config;
-use crate::{layers::attention, rope::Table};
+use crate::{
+    layers::attention,
+    projection::{Names, Projection},
+    rope::Table,
+};
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::{Linear, RmsNorm, VarBuilder, linear, linear_no_bias, rms_norm};
 
@@ -26,11 +30,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    pub(crate) fn new(config: &Config, modulated: bool, vb: VarBuilder<'_>) -> Result<Self> {
+    pub(crate) fn new(config: &Config, names: Names, modulated: bool, vb: VarBuilder<'_>) -> Result<Self> {
         let norm = |name: &str| rms_norm(config.dim, config.norm_eps, vb.pp(name));
         let modulation = || linear(config.timestep_width(), 4 * config.dim, vb.pp("adaLN_modulation.0"));
         Ok(Self {
-            attention: Attention::new(config, vb.pp("attention"))?,
+            attention: Attention::new(config, names, &vb.pp("attention"))?,
             attention_norm: (norm("attention_norm1")?, norm("attention_norm2")?),
             feed_forward: FeedForward::new(config, vb.pp("feed_forward"))?,
             feed_forward_norm: (norm("ffn_norm1")?, norm("ffn_norm2")?),
@@ -60,24 +64,21 @@ impl Block {
 }
 
 struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    qkv: Projection,
     out: Linear,
     norms: Option<(RmsNorm, RmsNorm)>,
     heads: usize,
 }
 
 impl Attention {
-    fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let project = |name: &str| linear_no_bias(config.dim, config.dim, vb.pp(name));
+    fn new(config: &Config, names: Names, vb: &VarBuilder<'_>) -> Result<Self> {
+        let (dim, parts): (_, &[&str]) = (config.dim, names.pick(&["to_q", "to_k", "to_v"], &["qkv"]));
+        let (norm_q, norm_k) = names.pick(("norm_q", "norm_k"), ("q_norm", "k_norm"));
         let norm = |name: &str| rms_norm(config.head_dim(), QK_NORM_EPS, vb.pp(name));
-        let norms = || Ok::<_, candle_core::Error>((norm("norm_q")?, norm("norm_k")?));
+        let norms = || Ok::<_, candle_core::Error>((norm(norm_q)?, norm(norm_k)?));
         Ok(Self {
-            q: project("to_q")?,
-            k: project("to_k")?,
-            v: project("to_v")?,
-            out: project("to_out.0")?,
+            qkv: Projection::load_no_bias(vb, parts, dim, &[dim; 3])?,
+            out: linear_no_bias(dim, dim, vb.pp(names.pick("to_out.0", "out")))?,
             norms: config.qk_norm.then(norms).transpose()?,
             heads: config.n_heads,
         })
@@ -86,11 +87,12 @@ impl Attention {
     fn forward(&self, x: &Tensor, context: &Context<'_>) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let split = |x: Tensor| x.reshape((batch, tokens, self.heads, ()));
-        let (mut q, mut k) = (split(self.q.forward(x)?)?, split(self.k.forward(x)?)?);
+        let [q, k, v] = self.qkv.forward(x)?;
+        let (mut q, mut k) = (split(q)?, split(k)?);
         if let Some((norm_q, norm_k)) = &self.norms {
             (q, k) = (norm_q.forward(&q)?, norm_k.forward(&k)?);
         }
-        let v = split(self.v.forward(x)?)?.transpose(1, 2)?.contiguous()?;
+        let v = split(v)?.transpose(1, 2)?.contiguous()?;
         let (q, k) = (context.rope.rotate(&q.transpose(1, 2)?)?, context.rope.rotate(&k.transpose(1, 2)?)?);
         self.out.forward(&attention(&q, &k, &v, context.mask)?)
     }

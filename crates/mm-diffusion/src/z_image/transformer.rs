@@ -7,6 +7,7 @@ use super::{
 use crate::{
     layers::{SINUSOIDS, layer_norm},
     patches::{Order, patchify, unpatchify},
+    projection::Names,
     rope::{Position, Rope, Table},
     size::PATCH,
 };
@@ -45,9 +46,12 @@ pub(crate) fn padding(tokens: usize) -> usize {
 
 impl Transformer {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
+        let (names, vb) = Names::find(vb, "x_embedder.weight", "all_x_embedder.2-1.weight");
         let (dim, small, patch) = (config.dim, config.timestep_width(), config.patch_values());
-        let stack = |name, count, modulated| Blocks::load(&vb, name, count, |_, vb| Block::new(config, modulated, vb));
-        let last = vb.pp("all_final_layer.2-1");
+        let block = |modulated| move |_, vb: VarBuilder<'_>| Block::new(config, names, modulated, vb);
+        let stack = |name, count, modulated| Blocks::load(&vb, name, count, block(modulated));
+        // The original names leave the size of patches out.
+        let last = vb.pp(names.pick("all_final_layer.2-1", "final_layer"));
         Ok(Self {
             t_scale: config.t_scale,
             rope: Rope::new(config.rope_theta, &config.axes_dims),
@@ -55,7 +59,7 @@ impl Transformer {
                 linear(SINUSOIDS, TIMESTEP_HIDDEN, vb.pp("t_embedder.mlp.0"))?,
                 linear(TIMESTEP_HIDDEN, small, vb.pp("t_embedder.mlp.2"))?,
             ),
-            image: linear(patch, dim, vb.pp("all_x_embedder.2-1"))?,
+            image: linear(patch, dim, vb.pp(names.pick("all_x_embedder.2-1", "x_embedder")))?,
             caption: (
                 rms_norm(config.cap_feat_dim, config.norm_eps, vb.pp("cap_embedder.0"))?,
                 linear(config.cap_feat_dim, dim, vb.pp("cap_embedder.1"))?,

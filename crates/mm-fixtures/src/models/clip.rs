@@ -35,6 +35,13 @@ impl Clip {
         Clip { heads, layers: 32, vocabulary, activation: "gelu", projection: true }
     }
 
+    /// OpenCLIP ViT-H/14 without its last layer, which no pipeline runs.
+    pub(crate) fn huge(sizes: Sizes) -> Clip {
+        let sizes = sizes.beside();
+        let (heads, vocabulary) = (sizes.heads(16, 64), sizes.vocabulary(49408));
+        Clip { heads, layers: 23, vocabulary, activation: "gelu", projection: false }
+    }
+
     pub(crate) fn dim(&self) -> usize {
         self.heads.dim()
     }
@@ -93,11 +100,13 @@ impl Clip {
         }
     }
 
-    /// The names of open_clip, as in a single file of SDXL.
+    /// The names of open_clip, as in single files of 2.1 and SDXL.
     pub(crate) fn open_clip(&self, b: &mut Builder) {
         let dim = self.dim();
         b.param("positional_embedding", &[POSITIONS, dim]);
-        b.param("text_projection", &[dim, dim]);
+        if self.projection {
+            b.param("text_projection", &[dim, dim]);
+        }
         b.stray("logit_scale", &[], None);
         b.embedding("token_embedding", self.vocabulary, dim);
         b.stack("transformer.resblocks", self.layers, |b, _| {

@@ -4,6 +4,7 @@ mod clip;
 mod flux;
 mod qwen3;
 mod resnet;
+mod sd;
 mod sd3;
 mod sdxl;
 mod t5;
@@ -28,6 +29,10 @@ pub enum Model {
     FluxDev,
     /// stabilityai/stable-diffusion-3.5-large: 38 blocks, CLIP-L, CLIP-G, T5-XXL.
     Sd35Large,
+    /// stable-diffusion-v1-5/stable-diffusion-v1-5: a UNet, CLIP-L.
+    Sd15,
+    /// stabilityai/stable-diffusion-2-1: a UNet, CLIP-H.
+    Sd21,
     /// stabilityai/stable-diffusion-xl-base-1.0: a UNet, CLIP-L, CLIP-G.
     Sdxl,
     /// Wan-AI/Wan2.1-T2V-14B: 40 blocks, UMT5-XXL.
@@ -41,10 +46,12 @@ pub enum Model {
 
 impl Model {
     /// Every model.
-    pub const ALL: [Model; 7] = [
+    pub const ALL: [Model; 9] = [
         Model::ZImageTurbo,
         Model::FluxDev,
         Model::Sd35Large,
+        Model::Sd15,
+        Model::Sd21,
         Model::Sdxl,
         Model::Wan14b,
         Model::T5Xxl,
@@ -57,6 +64,8 @@ impl Model {
             Model::ZImageTurbo => "z-image-turbo",
             Model::FluxDev => "flux-dev",
             Model::Sd35Large => "sd3.5-large",
+            Model::Sd15 => "sd1.5",
+            Model::Sd21 => "sd2.1",
             Model::Sdxl => "sdxl",
             Model::Wan14b => "wan-14b",
             Model::T5Xxl => "t5-xxl",
@@ -70,6 +79,8 @@ impl Model {
             Model::ZImageTurbo => ("Tongyi-MAI", "Z-Image-Turbo"),
             Model::FluxDev => ("black-forest-labs", "FLUX.1-dev"),
             Model::Sd35Large => ("stabilityai", "stable-diffusion-3.5-large"),
+            Model::Sd15 => ("stable-diffusion-v1-5", "stable-diffusion-v1-5"),
+            Model::Sd21 => ("stabilityai", "stable-diffusion-2-1"),
             Model::Sdxl => ("stabilityai", "stable-diffusion-xl-base-1.0"),
             Model::Wan14b => ("Wan-AI", "Wan2.1-T2V-14B-Diffusers"),
             Model::T5Xxl => ("google", "t5-v1_1-xxl"),
@@ -83,6 +94,8 @@ impl Model {
             Model::ZImageTurbo => "z_image_turbo_bf16.safetensors",
             Model::FluxDev => "flux1-dev.safetensors",
             Model::Sd35Large => "sd3.5_large_incl_clips_t5xxl.safetensors",
+            Model::Sd15 => "v1-5-pruned-emaonly.safetensors",
+            Model::Sd21 => "v2-1_768-ema-pruned.safetensors",
             Model::Sdxl => "sd_xl_base_1.0.safetensors",
             Model::Wan14b => "wan2.1_t2v_14B.safetensors",
             Model::T5Xxl => "t5xxl.safetensors",
@@ -131,6 +144,8 @@ pub(crate) fn build(model: Model, options: &Options) -> (Vec<Component>, Option<
         Model::ZImageTurbo => z_image::build(sizes, single),
         Model::FluxDev => flux::build(sizes, single),
         Model::Sd35Large => sd3::build(sizes, single),
+        Model::Sd15 => sd::one(sizes, single),
+        Model::Sd21 => sd::two(sizes, single),
         Model::Sdxl => sdxl::build(sizes, single),
         Model::Wan14b => wan::build(sizes, single),
         Model::T5Xxl => (vec![t5::T5::xxl(sizes).component(model.name(), Dtype::BF16)], None),

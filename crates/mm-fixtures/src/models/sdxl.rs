@@ -9,8 +9,8 @@ const STEPS: usize = 1000;
 
 pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipeline>) {
     let (clip_l, clip_g) = (Clip::large(sizes, false), Clip::big(sizes));
-    let unet = Unet::new(sizes, clip_l.dim() + clip_g.dim(), clip_g.dim());
-    let vae = Vae::four(sizes);
+    let unet = Unet::xl(sizes, clip_l.dim() + clip_g.dim(), clip_g.dim());
+    let vae = Vae::four(sizes, 0.13025, 1024);
     if single {
         return (all_in_one(&clip_l, &clip_g, &unet, &vae), None);
     }

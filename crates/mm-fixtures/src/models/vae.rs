@@ -18,17 +18,21 @@ pub(crate) struct Vae {
     latent: usize,
     /// Whether convolutions stand between the latents and both halves.
     quant: bool,
+    scaling: f64,
+    shift: Option<f64>,
+    /// Side of the pictures that it was made for.
+    side: usize,
 }
 
 impl Vae {
     /// Of FLUX, SD3 and Z-Image.
     pub(crate) fn sixteen(sizes: Sizes) -> Vae {
-        Vae { channels: channels(sizes), latent: 16, quant: false }
+        Vae { channels: channels(sizes), latent: 16, quant: false, scaling: 0.3611, shift: Some(0.1159), side: 1024 }
     }
 
-    /// Of SDXL.
-    pub(crate) fn four(sizes: Sizes) -> Vae {
-        Vae { channels: channels(sizes), latent: 4, quant: true }
+    /// Of Stable Diffusion 1.5, 2.1 and XL.
+    pub(crate) fn four(sizes: Sizes, scaling: f64, side: usize) -> Vae {
+        Vae { channels: channels(sizes), latent: 4, quant: true, scaling, shift: None, side }
     }
 
     pub(crate) fn component(&self, dtype: Dtype) -> Component {
@@ -36,7 +40,6 @@ impl Vae {
     }
 
     pub(crate) fn config(&self) -> Value {
-        let (scaling, shift) = if self.quant { (0.13025, None) } else { (0.3611, Some(0.1159)) };
         let (down, up) = (["DownEncoderBlock2D"; 4], ["UpDecoderBlock2D"; 4]);
         json!({
             "_class_name": "AutoencoderKL",
@@ -51,9 +54,9 @@ impl Vae {
             "mid_block_add_attention": true,
             "norm_num_groups": groups(self.channels[0]),
             "out_channels": 3,
-            "sample_size": 1024,
-            "scaling_factor": scaling,
-            "shift_factor": shift,
+            "sample_size": self.side,
+            "scaling_factor": self.scaling,
+            "shift_factor": self.shift,
             "up_block_types": up,
             "use_post_quant_conv": self.quant,
             "use_quant_conv": self.quant
