@@ -5,7 +5,7 @@ mod common;
 
 use common::{bits, linear, manager, save, spec, tensor};
 use mm_plan::Strategy;
-use mm_tch::{Blocks, Component, Error, LoadSpec, Result, describe, load_unmanaged};
+use mm_tch::{Blocks, Component, Error, Result, load_unmanaged};
 use std::{path::Path, sync::Mutex};
 use tch::{
     Device, Kind, Tensor,
@@ -162,32 +162,6 @@ fn floats_are_cast_and_other_kinds_stay() {
         })
         .unwrap();
     assert_eq!(manager.get_component("mixed").unwrap().description().rest, 3 * 256);
-}
-
-#[test]
-fn what_is_described_is_what_is_planned() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("net.safetensors");
-    common::checkpoint(&file, 3, Kind::Float);
-    let build = |path: &nn::Path<'_>| common::Net::new(3, path);
-    let spec = spec("net", &file, Kind::BFloat16);
-    let manager = manager(1 << 20, Strategy::Auto);
-    let _net = manager.load(&spec, build).unwrap();
-    assert_eq!(&describe(&spec, build).unwrap().0, manager.get_component("net").unwrap().description());
-}
-
-#[test]
-fn the_same_bytes_loaded_twice_are_one_component() {
-    let folder = tempfile::tempdir().unwrap();
-    let files = ["a.safetensors", "b.safetensors"].map(|name| folder.path().join(name));
-    files.iter().for_each(|file| common::checkpoint(file, 3, Kind::Float));
-    let manager = manager(1 << 20, Strategy::Auto);
-    let load = |name: &str, file: &Path, config: &str| {
-        let spec = LoadSpec { config: Some(config.into()), ..spec(name, file, Kind::Float) };
-        manager.load(&spec, |path| common::Net::new(3, path)).unwrap()
-    };
-    let (a, b, c) = (load("a", &files[0], "3"), load("b", &files[1], "3"), load("c", &files[1], "other"));
-    assert!(a.is_same(&b) && !a.is_same(&c));
 }
 
 #[test]

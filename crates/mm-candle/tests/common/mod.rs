@@ -1,17 +1,27 @@
 //! Small checkpoints and models for the tests.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 
 pub mod outsiders;
 pub mod tower;
 
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Linear, Module, RmsNorm, VarBuilder, linear, linear_no_bias, rms_norm};
-use mm_candle::{Blocks, LoadSpec, Manager};
+pub use candle_core::{DType, Result, Tensor};
+pub use candle_nn::Linear;
+pub use mm_candle::{Component, Error, LoadSpec, Manager, describe, load_unmanaged};
+
+use candle_core::Device;
+use candle_nn::{Module, RmsNorm, VarBuilder, linear, linear_no_bias, rms_norm};
+use mm_candle::Blocks;
 use mm_plan::{DeviceKind, Machine, Policy, Strategy};
 use std::{collections::HashMap, path::Path};
 
 pub const DIM: usize = 32;
 pub const BLOCKS: usize = 6;
+/// Weights of a block's norm, each [`DIM`] long.
+pub const NORM_WEIGHTS: u64 = 1;
+
+pub const F32: DType = DType::F32;
+pub const F16: DType = DType::F16;
+pub const BF16: DType = DType::BF16;
 
 /// Repeatable values in -0.2..0.2 without a random generator.
 pub fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -85,6 +95,29 @@ impl Net {
         }
         self.head.forward(&x)
     }
+}
+
+/// Builds a [`Net`] of so many blocks.
+pub fn net_of(blocks: usize) -> impl Fn(VarBuilder<'_>) -> Result<Net> {
+    move |vb| Net::new(blocks, &vb)
+}
+
+/// Builds a model of a [`Net`]'s last layer alone.
+pub fn head_as<M>(make: impl Fn(Linear) -> M) -> impl Fn(VarBuilder<'_>) -> Result<M> {
+    move |vb| linear_no_bias(DIM, 5, vb.pp("head")).map(&make)
+}
+
+pub fn rows_of(linear: &Linear) -> usize {
+    linear.weight().dims()[0]
+}
+
+/// What a model's own code may fail with.
+pub fn own_error(text: &str) -> candle_core::Error {
+    candle_core::Error::Msg(text.to_owned())
+}
+
+pub fn cast(x: &Tensor, dtype: DType) -> Tensor {
+    x.to_dtype(dtype).unwrap()
 }
 
 pub fn spec(name: &str, file: &Path, dtype: DType) -> LoadSpec {

@@ -1,16 +1,25 @@
 //! Small checkpoints and models for the tests.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
+
+pub use mm_tch::{Component, Error, LoadSpec, Manager, Result, describe, load_unmanaged};
+pub use tch::{Kind, Kind as DType, Tensor, nn::Linear};
 
 use mm_plan::{DeviceKind, Machine, Policy, Strategy};
-use mm_tch::{Blocks, LoadSpec, Manager, Result};
+use mm_tch::Blocks;
 use std::path::Path;
 use tch::{
-    Device, Kind, Tensor,
+    Device,
     nn::{self, Module},
 };
 
 pub const DIM: i64 = 32;
 pub const BLOCKS: usize = 6;
+/// Weights of a block's norm, each [`DIM`] long.
+pub const NORM_WEIGHTS: u64 = 2;
+
+pub const F32: Kind = Kind::Float;
+pub const F16: Kind = Kind::Half;
+pub const BF16: Kind = Kind::BFloat16;
 
 /// Repeatable values in -0.2..0.2 without a random generator.
 pub fn values(count: usize, seed: usize) -> Vec<f32> {
@@ -96,6 +105,29 @@ impl Net {
         }
         Ok(self.head.forward(&x))
     }
+}
+
+/// Builds a [`Net`] of so many blocks.
+pub fn net_of(blocks: usize) -> impl Fn(&nn::Path<'_>) -> Result<Net> {
+    move |path| Net::new(blocks, path)
+}
+
+/// Builds a model of a [`Net`]'s last layer alone.
+pub fn head_as<M>(make: impl Fn(Linear) -> M) -> impl Fn(&nn::Path<'_>) -> Result<M> {
+    move |path| Ok(make(linear(&(path / "head"), DIM, 5, false)))
+}
+
+pub fn rows_of(linear: &Linear) -> usize {
+    linear.ws.size()[0] as usize
+}
+
+/// What a model's own code may fail with.
+pub fn own_error(text: &str) -> Error {
+    tch::TchError::Torch(text.to_owned()).into()
+}
+
+pub fn cast(x: &Tensor, kind: Kind) -> Tensor {
+    x.to_kind(kind)
 }
 
 pub fn spec(name: &str, file: &Path, kind: Kind) -> LoadSpec {
