@@ -71,12 +71,7 @@ impl Home {
 
     /// While a model is built: what was read leaves; the views stay and refuse.
     pub(crate) fn leave(&self) -> candle_core::Result<()> {
-        let refusing = match self.tensor.device() {
-            #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Storage::Cuda(card::refusing(device)?),
-            _ => Storage::Cpu(refusing()),
-        };
-        self.swap(refusing).map(drop)
+        self.swap(refusing_on(self.tensor.device())?).map(drop)
     }
 
     fn put(&self, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
@@ -125,6 +120,16 @@ impl Drop for Home {
 /// The storage that every kernel refuses.
 const fn refusing() -> CpuStorage {
     CpuStorage::F8E8M0(Vec::new())
+}
+
+/// The same on a device.
+pub(crate) fn refusing_on(device: &Device) -> candle_core::Result<Storage> {
+    match device {
+        Device::Cpu => Ok(Storage::Cpu(refusing())),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Ok(Storage::Cuda(card::refusing(device)?)),
+        other => bail!("weights can't be managed on {:?}", other.location()),
+    }
 }
 
 /// Exchanges a home's memory for this, and returns what it had; where that fails, this.

@@ -49,6 +49,9 @@ mod component;
 mod error;
 mod home;
 mod manager;
+#[cfg(feature = "cuda")]
+mod pinned;
+mod placement;
 mod plain;
 mod spans;
 
@@ -56,4 +59,7 @@ pub use blocks::{Blocks, Lease};
 pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
 pub use manager::{Manager, describe};
+#[cfg(feature = "cuda")]
+pub use pinned::PinnedHost;
+pub use placement::Placement;
 pub use spans::SpanCoverage;
