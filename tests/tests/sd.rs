@@ -4,7 +4,12 @@ mod common;
 mod random;
 
 use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::stable_diffusion::unet_2d::{
+    BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
+};
 use common::{options, relative_error};
+use mm_candle::{Component, LoadSpec, load_unmanaged};
 use mm_diffusion::{Error, LoadOptions, Pipeline, Request, StableDiffusion, Unmanaged};
 use mm_fixtures::Model;
 use mm_plan::{Infeasible, Strategy};
@@ -15,6 +20,7 @@ use random::{
 };
 
 const MODELS: [Model; 3] = [Model::Sd15, Model::Sd21, Model::Sdxl];
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 
 fn checkpoint(model: Model) -> Checkpoint {
@@ -75,6 +81,47 @@ fn unets_stream() {
         let whole = described.iter().find(|component| component.name == "unet").unwrap();
         println!("{model}: {} of {} bytes never stream", unet.rest, whole.bytes());
         assert!(unet.rest * 10 < whole.bytes(), "{model}: {} of {} bytes never stream", unet.rest, whole.bytes());
+    }
+}
+
+/// candle's own UNet, as it is: managed whole, where two take turns in room for one, it computes the same bits; and it is
+/// about as near to diffusers as its GELU is.
+#[test]
+fn candles_own_unet_is_managed_as_it_is() {
+    let checkpoint = Checkpoint::of(Model::Sd21, 1, 32);
+    let spec = LoadSpec { lazy: true, ..LoadSpec::new("unet", [checkpoint.path(UNET)]) };
+    let block = |out_channels, use_cross_attn, attention_head_dim| BlockConfig {
+        out_channels,
+        use_cross_attn,
+        attention_head_dim,
+    };
+    let config = UNet2DConditionModelConfig {
+        blocks: vec![block(32, Some(1), 1), block(64, Some(1), 2), block(128, Some(1), 4), block(128, None, 4)],
+        cross_attention_dim: 8,
+        use_linear_projection: true,
+        ..Default::default()
+    };
+    let build = |vb: VarBuilder<'_>| UNet2DConditionModel::new(vb, 4, 4, false, config.clone());
+    let golden = golden::tensors("sd21");
+    let draw = |unet: &Component<UNet2DConditionModel>| {
+        let forward =
+            |unet: &mut UNet2DConditionModel| unet.forward(&golden["initial_latents"], 250.0, &golden["prompt_embeds"]);
+        unet.run(forward).unwrap()
+    };
+    let expected = draw(&load_unmanaged(&spec, build).unwrap());
+    let error = relative_error(&expected, &golden["unet_out_t250"]);
+    println!("candle's own is {error:.1e} away from diffusers");
+    assert!(error > 1e-5 && error < 1e-2, "{error}");
+
+    let bytes = mm_candle::describe(&spec, build).unwrap().0.bytes();
+    for strategy in [Strategy::Auto, Strategy::ModelOffload, Strategy::BlockPin, Strategy::GroupOffload] {
+        let manager = common::manager(bytes * 5 / 4, strategy);
+        let (one, two) = (manager.load(&spec, build).unwrap(), LoadSpec { name: "other".into(), ..spec.clone() });
+        let two = manager.load(&two, build).unwrap();
+        for _ in 0..2 {
+            assert!(bits(&draw(&one)) == bits(&expected) && bits(&draw(&two)) == bits(&expected), "{strategy}");
+        }
+        assert!(manager.memory().peak <= bytes * 5 / 4);
     }
 }
 

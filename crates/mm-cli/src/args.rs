@@ -144,7 +144,7 @@ pub(crate) struct RunArgs {
     /// What to lead away from
     #[arg(long, default_value = "")]
     pub(crate) negative: String,
-    /// How strongly to follow the prompt; 0 makes no negative pass (Stable Diffusion 3: up to 1; FLUX.1 never makes one)
+    /// How strongly to follow the prompt; 0 makes no negative pass (Stable Diffusion: up to 1; FLUX.1 never makes one)
     #[arg(long, value_name = "X", allow_negative_numbers = true, default_value_t = 3.0)]
     pub(crate) guidance: f64,
     /// Denoising steps

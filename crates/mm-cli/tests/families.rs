@@ -1,4 +1,4 @@
-//! Checkpoints of FLUX.1 and Stable Diffusion 3.5 are recognised, planned and run.
+//! Checkpoints of FLUX.1 and Stable Diffusion are recognised, planned and run.
 
 mod common;
 
@@ -10,7 +10,8 @@ use tempfile::TempDir;
 
 fn checkpoint(model: Model) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let options = Options { layers: Some(1), dim: Some(64), scale: 0.0001, fill: Fill::Random, ..Options::default() };
+    let dim = if matches!(model, Model::Sd15 | Model::Sd21 | Model::Sdxl) { 32 } else { 64 };
+    let options = Options { layers: Some(1), dim: Some(dim), scale: 0.0001, fill: Fill::Random, ..Options::default() };
     Fixture::new(model, &options).expect("a fixture").write(folder.path()).expect("writes");
     folder
 }
@@ -82,4 +83,38 @@ fn sd3_makes_the_same_picture_under_a_budget() {
     let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
     let tight = draw(checkpoint.path(), &out, &["--negative", "a dog", "--vram", &smallest]).ok().json();
     assert_eq!(tight["image_blake3"], whole["image_blake3"]);
+}
+
+#[test]
+fn sd_makes_the_same_picture_under_a_budget() {
+    let encoders = [("text_encoder", 2)];
+    let both = [("text_encoder", 2), ("text_encoder_2", 2)];
+    // PNDM takes a step twice.
+    for (model, encoders, steps) in
+        [(Model::Sd15, &encoders[..], 3), (Model::Sd21, &encoders, 2), (Model::Sdxl, &both, 2)]
+    {
+        let (checkpoint, folder) = (checkpoint(model), tempfile::tempdir().expect("a folder"));
+        let out = file(&folder, "out.png");
+        let whole = draw(checkpoint.path(), &out, &["--negative", "a dog"]).ok().json();
+        let mut seen = passes(&whole);
+        assert_eq!(seen.split_off(encoders.len()), [("unet", steps), ("vae", 1)], "{model}");
+        assert_eq!(seen, encoders, "{model}");
+        let image = image::open(&out).expect("an image").into_rgb8();
+        assert_eq!((image.width(), image.height()), (32, 48), "{model}");
+        let first = image.pixels().next().copied();
+        assert!(image.pixels().any(|pixel| Some(*pixel) != first), "{model}: one colour");
+
+        let smallest = draw(checkpoint.path(), &out, &["--vram", "1KiB"]).fails(3, &["needs"]).json();
+        let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+        let tight = draw(checkpoint.path(), &out, &["--negative", "a dog", "--vram", &smallest]).ok().json();
+        assert_eq!(tight["image_blake3"], whole["image_blake3"], "{model}");
+        assert_eq!(tight["peak"]["device"], tight["peak"]["planned_device"], "{model}");
+        assert!(tight["peak"]["device"].as_u64() < whole["peak"]["device"].as_u64(), "{model}");
+        let other = draw(checkpoint.path(), &out, &["--negative", "a dog", "--seed", "1"]).ok().json();
+        assert_ne!(other["image_blake3"], whole["image_blake3"], "{model}: the seed");
+
+        let plan = ["plan", text(checkpoint.path()), "--device", "cpu", "--vram", &smallest, "--json"];
+        let planned = mm(plan).ok().json();
+        assert_eq!(planned["components"].as_array().map(Vec::len), Some(encoders.len() + 2), "{model}");
+    }
 }

@@ -25,7 +25,15 @@ impl PaddedTokenizer {
     pub(crate) fn open(folder: &Folder, name: &str, length: usize) -> Result<Self, Error> {
         let at = |file: &str| folder.path(&format!("{name}/{file}"));
         let config: Map<String, Value> = read_json(&at("tokenizer_config.json"))?;
-        let special = |key: &str, default: &str| config.get(key).and_then(token_text).unwrap_or(default.to_owned());
+        // Where the configuration lists no tokens of its own, the older file counts: 2.1 and XL pad by it.
+        let older = at("special_tokens_map.json");
+        let older: Map<String, Value> = match !config.contains_key("added_tokens_decoder") && older.is_file() {
+            true => read_json(&older)?,
+            false => Map::new(),
+        };
+        let special = |key: &str, default: &str| {
+            older.get(key).or(config.get(key)).and_then(token_text).unwrap_or(default.to_owned())
+        };
         let (whole, vocabulary) = (at("tokenizer.json"), at("vocab.json"));
         let is_clip = !whole.is_file() && vocabulary.is_file();
         let (file, text, padding) = if is_clip {
@@ -160,6 +168,20 @@ mod tests {
             expected.resize(16, 523);
             assert_eq!(tokenizer.encode(prompt, 524).unwrap(), expected, "{prompt:?}");
         }
+    }
+
+    /// As transformers reads the two files: checked by its `CLIPTokenizer`.
+    #[test]
+    fn padding_is_what_the_older_file_says_unless_the_newer_lists_tokens() {
+        let folder = folder();
+        let write = |file: &str, json: Value| fs::write(folder.path().join(file), json.to_string()).unwrap();
+        let padding = || *open(&folder, 16).unwrap().encode("", 524).unwrap().last().unwrap();
+        assert_eq!(padding(), 523);
+        write("tokenizer/special_tokens_map.json", json!({ "pad_token": "!" }));
+        assert_eq!(padding(), 0);
+        let listed = json!({ "pad_token": "<|endoftext|>", "added_tokens_decoder": {} });
+        write("tokenizer/tokenizer_config.json", listed);
+        assert_eq!(padding(), 523);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::{
 };
 
 /// Tensors by name: `input_ids`, `prompt_embeds`, `negative_prompt_embeds`, `initial_latents`,
-/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; other families' `input_ids_2`, `input_ids_3`, `pooled_prompt_embeds`.
+/// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; other families' `input_ids_2`, `input_ids_3`, `pooled_prompt_embeds`,
+/// `unet_out_t250`.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// The tensors.

@@ -8,8 +8,7 @@ use std::collections::HashMap;
 
 /// `name` is a file of mm-diffusion's golden tensors; `most` bounds the relative error.
 pub(crate) fn compare(folder: &Folder, name: &str, dtype: DType, most: f32) {
-    let file = root().join(format!("crates/mm-diffusion/tests/golden/{name}.safetensors"));
-    let golden: HashMap<String, Tensor> = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let golden = tensors(name);
     let latents = golden["initial_latents"].clone();
     let request = Request { initial_latents: Some(latents), trace: true, ..request() };
     let pipeline = Pipeline::load(folder, &options(dtype), &Unmanaged).unwrap();
@@ -31,4 +30,10 @@ pub(crate) fn compare(folder: &Folder, name: &str, dtype: DType, most: f32) {
         println!("{name}: {error:.1e}");
         assert!(error < most, "{name}: {error}");
     }
+}
+
+/// Of a file of golden tensors.
+pub(crate) fn tensors(name: &str) -> HashMap<String, Tensor> {
+    let file = root().join(format!("crates/mm-diffusion/tests/golden/{name}.safetensors"));
+    candle_core::safetensors::load(file, &Device::Cpu).unwrap()
 }
