@@ -1,6 +1,6 @@
 //! A model that is reached only inside `run`.
 
-use crate::{Error, plain::PlainBackend};
+use crate::{Error, plain::PlainBackend, quantized::building};
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::Weights;
@@ -13,7 +13,7 @@ use std::{cell::RefCell, path::PathBuf, sync::Arc};
 pub struct LoadSpec {
     /// `text_encoder`, `transformer`, `vae`.
     pub name: String,
-    /// Its safetensors files.
+    /// Its files: safetensors, or GGUF, of which quantized weights need the layers of this crate ([`linear`](crate::linear)).
     pub files: Vec<PathBuf>,
     /// Compute dtype.
     pub dtype: DType,
@@ -32,7 +32,7 @@ pub struct LoadSpec {
 }
 
 impl LoadSpec {
-    /// A component of these safetensors files: computed in f32, active alone, one forward a request, not lazy, not shared.
+    /// A component of these files: computed in f32, active alone, one forward a request, not lazy, not shared.
     pub fn new(name: impl Into<String>, files: impl Into<Vec<PathBuf>>) -> Self {
         let (name, files) = (name.into(), files.into());
         Self { name, files, dtype: DType::F32, phase: None, passes: 1, lazy: false, config: None }
@@ -164,6 +164,6 @@ pub fn load_unmanaged_on<M: Send>(
 ) -> std::result::Result<Component<M>, Error> {
     let weights = Weights::open(&spec.files)?;
     let backend = Box::new(PlainBackend(weights.clone()));
-    let model = build(VarBuilder::from_backend(backend, spec.dtype, device.clone()))?;
+    let model = building(&weights, || build(VarBuilder::from_backend(backend, spec.dtype, device.clone())))?;
     Ok(Component::alone(model, Some(weights), device.clone()))
 }
