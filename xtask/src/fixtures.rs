@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{builder::PossibleValuesParser, builder::TypedValueParser};
-use mm_fixtures::{Fill, Fixture, Layout, Model, Options};
+use mm_fixtures::{Fill, Fixture, Layout, Model, Options, Quantization};
 use safetensors::Dtype;
 use std::{path::PathBuf, str::FromStr};
 
@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// How the files lie.
     #[arg(long, default_value_t, value_parser = one_of(Layout::ALL.map(Layout::name)).try_map(|name| Layout::from_str(&name)))]
     layout: Layout,
+    /// Transformers of FLUX and encoders of T5 as GGUF files, matrices quantized like this.
+    #[arg(long, value_parser = one_of(Quantization::ALL.map(Quantization::name)).try_map(|name| Quantization::from_str(&name)))]
+    gguf: Option<Quantization>,
     /// Also write what repositories have beside the weights: an fp16 set, .bin twins, onnx, a stray file.
     #[arg(long)]
     variants: bool,
@@ -69,6 +72,7 @@ pub(crate) fn write(args: &Args) -> Result<()> {
         }),
         shard: args.shard,
         layout: args.layout,
+        gguf: args.gguf,
         variants: args.variants,
     };
     let fixture = Fixture::new(args.model, &options)?;

@@ -19,7 +19,7 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// A directory, pipe or device where a file belongs.
-    #[error("{} is not a regular file: name a .safetensors file", file.display())]
+    #[error("{} is not a regular file: name a .safetensors or .gguf file", file.display())]
     NotAFile {
         /// The path.
         file: PathBuf,
@@ -36,11 +36,13 @@ pub enum WeightsError {
         /// Bytes in the file.
         have: u64,
     },
-    /// The header is no safetensors header: the file is another format, or damaged.
-    #[error("{}: not a safetensors file: {reason}", file.display())]
+    /// The header is none of that format: the file is another format, or damaged.
+    #[error("{}: not a {format} file: {reason}", file.display())]
     Header {
         /// The file.
         file: PathBuf,
+        /// `safetensors`, or `GGUF` where the file begins as one.
+        format: &'static str,
         /// What is wrong with it.
         reason: String,
     },

@@ -66,6 +66,7 @@ mod weights;
 pub use content::{ContentError, content_id, content_ids, files_under};
 pub use digest::{ContentId, Key, ParseDigestError};
 pub use error::WeightsError;
+pub use header::Quantized;
 pub use index::{Index, IndexStats, user_folder};
 pub use key::{LoadParams, component_hash, content_hash, joint_id};
 pub use load::{

@@ -101,6 +101,7 @@ impl WeightStore {
 
 /// Where the tensor lies, and where the other does that may have the same bytes.
 fn candidate(tensor: &TensorSlice, other: &TensorSlice) -> Option<(Stretch, Stretch)> {
+    // Whatever they stand for, equal bytes are equal bytes.
     if tensor.is_shared() || (tensor.dtype(), tensor.shape()) != (other.dtype(), other.shape()) {
         return None;
     }

@@ -11,6 +11,7 @@ use safetensors::Dtype;
 
 use crate::digest::ContentId;
 use crate::error::WeightsError;
+use crate::header::{Found, Quantized};
 use crate::index::Index;
 use crate::open_file::{Change, OpenFile};
 
@@ -24,6 +25,7 @@ struct Tensor {
     shape: Vec<usize>,
     path: Arc<Path>,
     range: Range<u64>,
+    quantized: Option<Quantized>,
     bytes: Bytes,
 }
 
@@ -124,7 +126,8 @@ impl TensorSlice {
             return Err(WeightsError::Tensor { file: path.to_owned(), tensor: name, reason });
         }
         let range = 0..bytes.len() as u64;
-        Ok(Self(Arc::new(Tensor { name, dtype, shape, path: path.into(), range, bytes: Bytes::Memory(bytes) })))
+        let (path, quantized, bytes) = (path.into(), None, Bytes::Memory(bytes));
+        Ok(Self(Arc::new(Tensor { name, dtype, shape, path, range, quantized, bytes })))
     }
 
     /// Reads the bytes from `offset` on, within the tensor, into `into`: row-major and little-endian. Nothing is mapped.
@@ -187,14 +190,19 @@ impl TensorSlice {
         self.0.range.end - self.0.range.start
     }
 
-    /// The stored element type.
+    /// The stored element type; of a quantized tensor that of its bytes, `U8`.
     pub fn dtype(&self) -> Dtype {
         self.0.dtype
     }
 
-    /// The shape; empty for a scalar.
+    /// The shape; empty for a scalar. Of a quantized tensor that of its bytes, of one dimension.
     pub fn shape(&self) -> &[usize] {
         &self.0.shape
+    }
+
+    /// What its bytes stand for, where it is quantized.
+    pub fn quantized(&self) -> Option<&Quantized> {
+        self.0.quantized.as_ref()
     }
 
     /// The full dotted name.
@@ -229,9 +237,10 @@ impl TensorSlice {
         self.own().map_or(Ok(()), |own| own.check().map_err(|trouble| self.error(trouble)))
     }
 
-    pub(crate) fn in_file(name: String, dtype: Dtype, shape: Vec<usize>, path: Arc<Path>, own: Stretch) -> Self {
-        let (range, bytes) = (own.range.clone(), Bytes::File { own, twin: OnceLock::new() });
-        Self(Arc::new(Tensor { name, dtype, shape, path, range, bytes }))
+    pub(crate) fn in_file(found: Found, path: Arc<Path>, own: Stretch) -> Self {
+        let Found { name, dtype, shape, range, quantized } = found;
+        let bytes = Bytes::File { own, twin: OnceLock::new() };
+        Self(Arc::new(Tensor { name, dtype, shape, path, range, quantized, bytes }))
     }
 
     /// From now on it is read at `twin`, where the same bytes lie.

@@ -1,4 +1,4 @@
-//! Several safetensors files as one namespace of tensors, none of them copied.
+//! Several files of weights as one namespace of tensors, none of them copied.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -14,7 +14,7 @@ use crate::key::{ContentParts, LoadParams};
 use crate::open_file::OpenFile;
 use crate::tensor::{Stretch, TensorSlice, ids};
 
-/// The tensors of one or more safetensors files, by name.
+/// The tensors of one or more safetensors or GGUF files, by name.
 ///
 /// Opening reads headers only. A tensor is read ([`TensorSlice::read_into`]) or looked at in place
 /// ([`TensorSlice::bytes`]) when it is asked for.
@@ -31,7 +31,7 @@ impl Weights {
     /// truncated in place can no longer be read: [`TensorSlice::read_into`] then is an error.
     ///
     /// # Errors
-    /// A file that cannot be read, is truncated or is no safetensors file; a tensor whose offsets are out of range,
+    /// A file that cannot be read, is truncated or is of neither format; a tensor whose offsets are out of range,
     /// overlap or do not match its shape; a tensor name in two files, naming both.
     pub fn open(paths: &[impl AsRef<Path>]) -> Result<Arc<Self>, WeightsError> {
         let mut tensors: BTreeMap<String, TensorSlice> = BTreeMap::new();
@@ -39,10 +39,10 @@ impl Weights {
         for path in paths {
             let path: Arc<Path> = path.as_ref().into();
             let file = OpenFile::of(&path)?;
-            for entry in header::read(&path, &file)? {
-                let at = Stretch { file: file.clone(), range: entry.range };
-                let slice = TensorSlice::in_file(entry.name.clone(), entry.dtype, entry.shape, path.clone(), at);
-                match tensors.entry(entry.name) {
+            for found in header::read(&path, &file)? {
+                let (name, at) = (found.name.clone(), Stretch { file: file.clone(), range: found.range.clone() });
+                let slice = TensorSlice::in_file(found, path.clone(), at);
+                match tensors.entry(name) {
                     Slot::Vacant(slot) => slot.insert(slice),
                     Slot::Occupied(slot) => {
                         return Err(WeightsError::Duplicate {
@@ -88,6 +88,9 @@ impl Weights {
         for tensor in self.tensors.values() {
             parts.add(tensor.name().as_bytes());
             parts.add(format!("{} {:?}", tensor.dtype(), tensor.shape()).as_bytes());
+            if let Some(quantized) = tensor.quantized() {
+                parts.add(format!("{} {:?}", quantized.kind.name(), quantized.shape).as_bytes());
+            }
             if let Some(at) = tensor.held_at() {
                 parts.add(&at.file.number().to_le_bytes());
                 parts.add(&at.range.start.to_le_bytes());

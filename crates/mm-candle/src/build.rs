@@ -5,6 +5,7 @@
 
 use crate::{
     home::{CandleHomes, Home, plan_dtype},
+    quantized::{building, bytes_asked, words},
     spans::Survey,
 };
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
@@ -115,7 +116,7 @@ pub(crate) fn build<M>(
         let backend: Box<dyn SimpleBackend> = Box::new(Backend(build.clone()));
         let outer = SCOPE.with_borrow_mut(|scope| scope.replace(build.clone()));
         let restore = Restore(outer);
-        let made = make(VarBuilder::from_backend(backend, dtype, device.clone()));
+        let made = building(weights, || make(VarBuilder::from_backend(backend, dtype, device.clone())));
         drop(restore);
         let newly_shared = build.state.lock().shared.take();
         match (made, newly_shared) {
@@ -200,6 +201,7 @@ impl Build {
     /// Hands out a weight: a view into the home of whoever is being built.
     fn give(&self, name: &str, shape: Option<Shape>, dtype: DType) -> Result<Tensor> {
         let source = self.weights.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())?;
+        bytes_asked(source, shape.as_ref(), dtype)?;
         let stored = Shape::from(source.shape());
         if let Some(expected) = shape.filter(|s| *s != stored) {
             let msg = format!("{name} in {}", source.file().display());
@@ -266,8 +268,12 @@ impl Part {
         let fail = |reason: String| {
             Error::Msg(format!("{}: tensor {}: {reason}", source.file().display(), source.name())).bt()
         };
-        let to = plan_dtype(dtype).ok_or_else(|| fail(format!("can't be computed with as {dtype:?}")))?;
-        let from = dtype_of(source.dtype()).ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
+        // A quantized one is taken as the bytes that it is, here as there.
+        let quantized = source.quantized().map(|_| mm_plan::DType::Bytes);
+        let to = quantized.or_else(|| plan_dtype(dtype));
+        let to = to.ok_or_else(|| fail(format!("can't be computed with as {dtype:?}")))?;
+        let from = quantized.or_else(|| dtype_of(source.dtype()));
+        let from = from.ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
         if !can_cast(from, to) {
             return Err(fail(format!("is stored as {from} and can't be cast to {to}")));
         }
@@ -276,10 +282,12 @@ impl Part {
             let grown = slab.bytes().saturating_add(bytes);
             slab.dtype() == to && (matches!(self.room, Room::Elements(_)) || grown <= CHUNK)
         };
+        // Of the home: that of bytes has words of four.
+        let element = dtype.size_in_bytes() as u64;
         let index = match self.slabs.iter().position(|(slab, _)| fits(slab)) {
             Some(index) => index,
             None => {
-                let bound = usize::try_from(build.longest / to.size()).map_err(|e| fail(e.to_string()))?;
+                let bound = usize::try_from(build.longest / element).map_err(|e| fail(e.to_string()))?;
                 self.slabs.push((Slab::new(to), Home::new(dtype, bound, &build.device)?));
                 self.slabs.len() - 1
             }
@@ -292,7 +300,7 @@ impl Part {
         let before = slab.bytes();
         let offset = slab.push(source.clone());
         let grown = slab.bytes() - before;
-        let start = usize::try_from(offset / to.size()).map_err(|e| fail(e.to_string()))?;
+        let start = usize::try_from(offset / element).map_err(|e| fail(e.to_string()))?;
         if let Some(memory) = &build.memory {
             home.append(slab, start, room)?;
             match &mut self.reserved {
@@ -300,7 +308,10 @@ impl Part {
                 None => self.reserved = memory.reserve(grown),
             }
         }
-        home.view(start, source.shape())
+        match quantized {
+            Some(_) => home.view(start, &[words(source)]),
+            None => home.view(start, source.shape()),
+        }
     }
 
     /// The memory leaves; the views stay and refuse.

@@ -9,7 +9,11 @@ use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Error, Storage, Tensor,
     backend::BackendDevice,
     bail,
-    cuda::{CudaStorageSlice, cudarc::driver::DeviceRepr},
+    cuda::{
+        CudaStorageSlice,
+        cudarc::driver::{DevicePtr, DeviceRepr, result},
+    },
+    quantized::{GgmlDType, QStorage, cuda::QCudaStorage},
 };
 use mm_engine::{CudaBuffer, Slab};
 use parking_lot::Mutex;
@@ -163,10 +167,44 @@ fn alias(buffer: &CudaBuffer, device: &CudaDevice) -> Option<CudaStorage> {
         DType::I32 => CudaStorageSlice::I32(slice(buffer, length, device)),
         DType::I16 => CudaStorageSlice::I16(slice(buffer, length, device)),
         DType::U32 => CudaStorageSlice::U32(slice(buffer, length, device)),
+        // Of quantized weights: as words, of which a slab has a whole number.
+        DType::Bytes => CudaStorageSlice::U32(slice(buffer, length / size_of::<u32>(), device)),
         DType::U8 => CudaStorageSlice::U8(slice(buffer, length, device)),
         _ => return None,
     };
     Some(CudaStorage { slice, device: device.clone() })
+}
+
+/// A quantized weight of that many elements in memory of candle's own, copied from these words of a home within the card, which takes
+/// a permille of what computing with it does. It is freed on candle's stream, after what was computed with it there.
+pub(crate) fn quantized(
+    words: &Tensor,
+    device: &CudaDevice,
+    kind: GgmlDType,
+    elements: usize,
+    bytes: usize,
+) -> candle_core::Result<QStorage> {
+    let (storage, layout) = words.storage_and_layout();
+    let Storage::Cuda(CudaStorage { slice: CudaStorageSlice::U32(from), .. }) = &*storage else {
+        bail!("a quantized weight is not on the card; compute with it inside run(..), or by a lease")
+    };
+    let start = layout.start_offset();
+    let from = from.try_slice(start..start + words.elem_count());
+    let from = from.ok_or_else(|| Error::msg("a quantized weight is longer than its home"))?;
+    let into = QCudaStorage::zeros(device, elements, kind)?;
+    if bytes > into.storage_size_in_bytes() || bytes > words.elem_count() * size_of::<u32>() {
+        bail!("{bytes} bytes for a quantized weight of {elements} elements");
+    }
+    let stream = device.cuda_stream();
+    {
+        let (to, _written) = into.device_ptr_with_guard(&stream)?;
+        let (from, _read) = from.device_ptr(&stream);
+        // SAFETY: (1) both are memory of this stream's context, of at least `bytes` bytes: checked above. (2) They don't overlap:
+        // `into` was allocated just now. (3) The copy is ordered on candle's stream, like all that writes or frees either: the home's
+        // memory is the engine's, which waits for an event on that stream before it writes there; `into` is freed on it.
+        unsafe { result::memcpy_dtod_async(to as u64, from, bytes, stream.cu_stream()) }.map_err(Error::wrap)?;
+    }
+    Ok(QStorage::Cuda(into))
 }
 
 /// Ends an alias without freeing what it stands for.

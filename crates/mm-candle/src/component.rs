@@ -3,6 +3,7 @@
 use crate::{
     Error,
     plain::PlainBackend,
+    quantized::building,
     spans::{SpanCoverage, Spans},
 };
 use candle_core::{DType, Device, Result};
@@ -17,7 +18,7 @@ use std::{cell::RefCell, path::PathBuf, sync::Arc};
 pub struct LoadSpec {
     /// `text_encoder`, `transformer`, `vae`.
     pub name: String,
-    /// Its safetensors files.
+    /// Its files: safetensors, or GGUF, of which quantized weights need the layers of this crate ([`linear`](crate::linear)).
     pub files: Vec<PathBuf>,
     /// Compute dtype.
     pub dtype: DType,
@@ -40,7 +41,7 @@ pub struct LoadSpec {
 }
 
 impl LoadSpec {
-    /// A component of these safetensors files: computed in f32, active alone, one forward a request, not lazy, not shared,
+    /// A component of these files: computed in f32, active alone, one forward a request, not lazy, not shared,
     /// not by spans.
     pub fn new(name: impl Into<String>, files: impl Into<Vec<PathBuf>>) -> Self {
         let (name, files) = (name.into(), files.into());
@@ -190,6 +191,6 @@ pub fn load_unmanaged_on<M: Send>(
 ) -> std::result::Result<Component<M>, Error> {
     let weights = Weights::open(&spec.files)?;
     let backend = Box::new(PlainBackend(weights.clone()));
-    let model = build(VarBuilder::from_backend(backend, spec.dtype, device.clone()))?;
+    let model = building(&weights, || build(VarBuilder::from_backend(backend, spec.dtype, device.clone())))?;
     Ok(Component::alone(model, Some(weights), device.clone()))
 }

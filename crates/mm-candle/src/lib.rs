@@ -32,13 +32,16 @@
 //! 6. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
 //! 7. A file truncated or written in place while it streams is an error that names file, tensor and range; one replaced
 //!    by renaming goes on as it was; what is loaded anew has the new weights (`tests/files.rs`).
+//! 8. Quantized weights (GGUF files, by [`linear`] and [`embedding`]) compute what candle's own quantized layers do, bit for bit, and
+//!    on the device are the file's bytes; whatever dtype weights are stored in, they are cast as candle casts them
+//!    (`tests/quantized.rs`, `tests/precision.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
 //! kernels refuse by its dtype. candle is pinned to an exact version because this rests on its internals.
 //!
 //! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
-//! any budget; `QTensor`s can't be swapped.
+//! any budget; so do `QTensor`s that a model makes itself, where [`linear`] would make one only while it computes.
 #![deny(unsafe_code)]
 
 mod blocks;
@@ -48,16 +51,19 @@ mod card;
 mod component;
 mod error;
 mod home;
+mod layers;
 mod manager;
 #[cfg(feature = "cuda")]
 mod pinned;
 mod placement;
 mod plain;
+mod quantized;
 mod spans;
 
 pub use blocks::{Blocks, Lease};
 pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
+pub use layers::{Embedding, Linear, embedding, linear, linear_no_bias};
 pub use manager::{Manager, describe};
 #[cfg(feature = "cuda")]
 pub use pinned::PinnedHost;

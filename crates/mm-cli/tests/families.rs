@@ -3,7 +3,7 @@
 mod common;
 
 use common::{file, mm, names, text};
-use mm_fixtures::{Fill, Fixture, Model, Options};
+use mm_fixtures::{Fill, Fixture, Model, Options, Quantization};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
@@ -13,6 +13,21 @@ fn checkpoint(model: Model) -> TempDir {
     let dim = if matches!(model, Model::Sd15 | Model::Sd21 | Model::Sdxl) { 32 } else { 64 };
     let options = Options { layers: Some(1), dim: Some(dim), scale: 0.0001, fill: Fill::Random, ..Options::default() };
     Fixture::new(model, &options).expect("a fixture").write(folder.path()).expect("writes");
+    folder
+}
+
+/// Of widths that are whole blocks.
+fn of_gguf() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        layers: Some(2),
+        dim: Some(256),
+        scale: 1.0 / 4096.0,
+        fill: Fill::Random,
+        gguf: Some(Quantization::Q4K),
+        ..Options::default()
+    };
+    Fixture::new(Model::FluxDev, &options).expect("a fixture").write(folder.path()).expect("writes");
     folder
 }
 
@@ -117,4 +132,46 @@ fn sd_makes_the_same_picture_under_a_budget() {
         let planned = mm(plan).ok().json();
         assert_eq!(planned["components"].as_array().map(Vec::len), Some(encoders.len() + 2), "{model}");
     }
+}
+
+#[test]
+fn flux_of_gguf_files_is_inspected_planned_and_run() {
+    let (checkpoint, folder) = (of_gguf(), tempfile::tempdir().expect("a folder"));
+    let (path, out) = (text(checkpoint.path()), file(&folder, "out.png"));
+    let inspected = mm(["inspect", path, "--dtype", "f32", "--json"]).ok().json();
+    let components = inspected["components"].as_array().expect("components");
+    let device = |name: &str| -> u64 {
+        let component = components.iter().find(|c| c["name"] == name).expect("the component");
+        let sum = |group: &Value| match group["slabs"].as_object() {
+            Some(slabs) => slabs.values().map(|bytes| bytes.as_u64().expect("bytes")).sum::<u64>(),
+            None => group["bytes"].as_u64().expect("bytes"),
+        };
+        let stacks = component["stacks"].as_array().expect("stacks").iter();
+        let groups: u64 = stacks.flat_map(|stack| stack["groups"].as_array().expect("groups")).map(sum).sum();
+        groups + component["rest"].as_u64().expect("bytes")
+    };
+    let whole = draw(checkpoint.path(), &out, &["--strategy", "no_offload"]).ok().json();
+    let sum = ["text_encoder", "text_encoder_2", "transformer"].map(device).iter().sum::<u64>();
+    let peak = whole["peak"]["device"].as_u64().expect("bytes");
+    assert!(peak >= sum && peak <= sum + device("vae"), "{peak}: the three are {sum} as inspected, all on the device");
+
+    let smallest = draw(checkpoint.path(), &out, &["--vram", "1KiB"]).fails(3, &["needs"]).json();
+    let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+    let tight = draw(checkpoint.path(), &out, &["--vram", &smallest]).ok().json();
+    assert_eq!(tight["image_blake3"], whole["image_blake3"]);
+    assert_eq!(tight["peak"]["device"], tight["peak"]["planned_device"]);
+    let flags = ["--device", "cpu", "--vram", &smallest, "--passes", "transformer=2", "--json"];
+    let planned = mm([&["plan", path], &flags[..]].concat()).ok().json();
+    assert_eq!(planned["peak"]["device"], tight["peak"]["planned_device"]);
+
+    // In the file's own name, whichever component it is of.
+    let lone = checkpoint.path().join("transformer/flux-dev-Q4_K.gguf");
+    let stored = mm(["inspect", text(&lone)]).ok().stdout;
+    assert!(stored.contains("q4_k") && stored.contains("double_blocks"), "{stored}");
+    let bytes = std::fs::read(&lone).expect("reads");
+    std::fs::write(&lone, &bytes[..bytes.len() / 2]).expect("writes");
+    draw(checkpoint.path(), &out, &[]).fails(4, &["flux-dev-Q4_K.gguf", "truncated"]);
+    std::fs::write(&lone, &bytes).expect("writes");
+    std::fs::copy(&lone, checkpoint.path().join("transformer/other.gguf")).expect("copies");
+    draw(checkpoint.path(), &out, &[]).fails(4, &["other.gguf", "leave one of them"]);
 }

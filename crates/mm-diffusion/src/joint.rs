@@ -5,7 +5,8 @@ use crate::{
     projection::Projection,
 };
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Linear, RmsNorm, VarBuilder, linear};
+use candle_nn::{RmsNorm, VarBuilder};
+use mm_candle::{Linear, linear};
 
 /// Of all norms, in every checkpoint.
 const NORM_EPS: f64 = 1e-6;

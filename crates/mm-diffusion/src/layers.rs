@@ -1,7 +1,8 @@
 //! Layers that several models have.
 
 use candle_core::{D, DType, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_nn::VarBuilder;
+use mm_candle::{Linear, linear};
 
 /// Softmax attention over `[batch, heads, tokens, width]`, its weights in f32; `mask` is added to the
 /// scores. Returns `[batch, tokens, heads * width]`.

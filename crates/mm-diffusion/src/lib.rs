@@ -40,6 +40,8 @@ mod error;
 mod flux;
 mod folder;
 #[cfg(test)]
+mod gguf_tests;
+#[cfg(test)]
 mod invented;
 mod joint;
 mod latents;

@@ -1,7 +1,8 @@
 //! Linear layers that one set of names keeps apart, and another as one.
 
 use candle_core::{D, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear, linear_no_bias};
+use candle_nn::VarBuilder;
+use mm_candle::{Linear, linear, linear_no_bias};
 
 /// Whose names a transformer's weights have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use crate::{Error, check::Check, folder::Folder};
 use candle_core::{D, DType, Device, Module, Result, Tensor};
-use candle_nn::{Embedding, Linear, VarBuilder, embedding, linear_no_bias};
-use mm_candle::Blocks;
+use candle_nn::VarBuilder;
+use mm_candle::{Blocks, Embedding, Linear, embedding, linear_no_bias};
 use serde::Deserialize;
 
 /// What its `config.json` says.
@@ -70,17 +70,79 @@ pub(crate) struct Encoder {
     dtype: DType,
 }
 
+/// What the weights are called.
+struct Names {
+    embed: &'static str,
+    bias: &'static str,
+    /// Where the blocks are, and in what stack.
+    stack: (&'static str, &'static str),
+    norm: &'static str,
+    block: BlockNames,
+}
+
+struct BlockNames {
+    attention_norm: &'static str,
+    /// Queries, keys, values, and out.
+    attention: [&'static str; 4],
+    feed_forward_norm: &'static str,
+    /// Gate, up and down.
+    feed_forward: [&'static str; 3],
+}
+
+/// Transformers' own.
+const TRANSFORMERS: Names = Names {
+    embed: "shared",
+    bias: "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    stack: ("encoder", "block"),
+    norm: "encoder.final_layer_norm",
+    block: BlockNames {
+        attention_norm: "layer.0.layer_norm",
+        attention: [
+            "layer.0.SelfAttention.q",
+            "layer.0.SelfAttention.k",
+            "layer.0.SelfAttention.v",
+            "layer.0.SelfAttention.o",
+        ],
+        feed_forward_norm: "layer.1.layer_norm",
+        feed_forward: ["layer.1.DenseReluDense.wi_0", "layer.1.DenseReluDense.wi_1", "layer.1.DenseReluDense.wo"],
+    },
+};
+
+/// Those of llama.cpp, and so of most GGUF files.
+const LLAMA_CPP: Names = Names {
+    embed: "token_embd",
+    bias: "enc.blk.0.attn_rel_b",
+    stack: ("enc", "blk"),
+    norm: "enc.output_norm",
+    block: BlockNames {
+        attention_norm: "attn_norm",
+        attention: ["attn_q", "attn_k", "attn_v", "attn_o"],
+        feed_forward_norm: "ffn_norm",
+        feed_forward: ["ffn_gate", "ffn_up", "ffn_down"],
+    },
+};
+
+impl Names {
+    fn find(vb: &VarBuilder<'_>) -> Self {
+        let has = |name: &str| vb.contains_tensor(&format!("{name}.weight"));
+        match () {
+            () if has(TRANSFORMERS.embed) => TRANSFORMERS,
+            () if has("encoder.embed_tokens") => Self { embed: "encoder.embed_tokens", ..TRANSFORMERS },
+            () if has(LLAMA_CPP.embed) => LLAMA_CPP,
+            () => TRANSFORMERS,
+        }
+    }
+}
+
 impl Encoder {
     pub(crate) fn new(config: &Config, vb: VarBuilder<'_>) -> Result<Self> {
-        let tied = ["shared", "encoder.embed_tokens"];
-        let name = tied.into_iter().find(|name| vb.contains_tensor(&format!("{name}.weight"))).unwrap_or(tied[0]);
-        let encoder = vb.pp("encoder");
-        let bias = encoder.pp("block.0.layer.0.SelfAttention.relative_attention_bias");
+        let names = Names::find(&vb);
+        let block = |_, vb: VarBuilder<'_>| Block::new(config, &names.block, &vb);
         Ok(Self {
-            embed: embedding(config.vocab_size, config.d_model, vb.pp(name))?,
-            bias: embedding(config.relative_attention_num_buckets, config.num_heads, bias)?,
-            blocks: Blocks::load(&encoder, "block", config.num_layers, |_, vb| Block::new(config, &vb.pp("layer")))?,
-            norm: Norm::new(config, &encoder.pp("final_layer_norm"))?,
+            embed: embedding(config.vocab_size, config.d_model, vb.pp(names.embed))?,
+            bias: embedding(config.relative_attention_num_buckets, config.num_heads, vb.pp(names.bias))?,
+            blocks: Blocks::load(&vb.pp(names.stack.0), names.stack.1, config.num_layers, block)?,
+            norm: Norm::new(config, &vb.pp(names.norm))?,
             buckets: Buckets::of(config),
             dtype: vb.dtype(),
         })
@@ -88,7 +150,7 @@ impl Encoder {
 
     /// Token ids in, `[1, tokens, width]` out. All tokens are attended to, padding too: pipelines give no mask.
     pub(crate) fn forward(&self, ids: &[u32]) -> Result<Tensor> {
-        let device = self.embed.embeddings().device();
+        let device = self.embed.device();
         let mut x = self.embed.forward(&Tensor::new(ids, device)?.unsqueeze(0)?)?;
         if self.dtype == DType::F16 {
             // Its sums overflow in f16: the reference keeps them, and the layers that make them, in f32.
@@ -164,16 +226,16 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &Config, vb: &VarBuilder<'_>) -> Result<Self> {
-        let (width, inner, dense) = (config.d_model, config.d_ff, vb.pp("1.DenseReluDense"));
+    fn new(config: &Config, names: &BlockNames, vb: &VarBuilder<'_>) -> Result<Self> {
+        let (width, inner, [gate, up, down]) = (config.d_model, config.d_ff, names.feed_forward);
         let down_dtype = if vb.dtype() == DType::F16 { DType::F32 } else { vb.dtype() };
         Ok(Self {
-            attention_norm: Norm::new(config, &vb.pp("0.layer_norm"))?,
-            attention: Attention::new(config, &vb.pp("0.SelfAttention"))?,
-            feed_forward_norm: Norm::new(config, &vb.pp("1.layer_norm"))?,
-            gate: linear_no_bias(width, inner, dense.pp("wi_0"))?,
-            up: linear_no_bias(width, inner, dense.pp("wi_1"))?,
-            down: linear_no_bias(inner, width, dense.pp("wo").to_dtype(down_dtype))?,
+            attention_norm: Norm::new(config, &vb.pp(names.attention_norm))?,
+            attention: Attention::new(config, names.attention, vb)?,
+            feed_forward_norm: Norm::new(config, &vb.pp(names.feed_forward_norm))?,
+            gate: linear_no_bias(width, inner, vb.pp(gate))?,
+            up: linear_no_bias(width, inner, vb.pp(up))?,
+            down: linear_no_bias(inner, width, vb.pp(down).to_dtype(down_dtype))?,
         })
     }
 
@@ -195,13 +257,13 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(config: &Config, vb: &VarBuilder<'_>) -> Result<Self> {
+    fn new(config: &Config, [q, k, v, out]: [&str; 4], vb: &VarBuilder<'_>) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         Ok(Self {
-            q: linear_no_bias(width, inner, vb.pp("q"))?,
-            k: linear_no_bias(width, inner, vb.pp("k"))?,
-            v: linear_no_bias(width, inner, vb.pp("v"))?,
-            out: linear_no_bias(inner, width, vb.pp("o"))?,
+            q: linear_no_bias(width, inner, vb.pp(q))?,
+            k: linear_no_bias(width, inner, vb.pp(k))?,
+            v: linear_no_bias(width, inner, vb.pp(v))?,
+            out: linear_no_bias(inner, width, vb.pp(out))?,
             heads: config.num_heads,
         })
     }

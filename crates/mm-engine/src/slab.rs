@@ -46,7 +46,7 @@ pub struct Slab {
 }
 
 impl Slab {
-    /// An empty slab of one device dtype.
+    /// An empty slab of one device dtype. One of `Bytes` takes tensors of one-byte elements as they are: quantized ones.
     pub const fn new(dtype: DType) -> Self {
         Self {
             dtype,
@@ -176,6 +176,8 @@ impl Slab {
             reason,
         };
         let from = dtype_of(source.dtype()).ok_or_else(|| fail(format!("unknown dtype {:?}", source.dtype())))?;
+        // Taken as they are, whatever they stand for.
+        let from = if self.dtype == DType::Bytes && from.size() == 1 { DType::Bytes } else { from };
         let first = first * from.size();
         // Reading asks afterwards whether the file has changed; asking before spares reading what is lost already.
         source.check().map_err(|e| fail(e.reason()))?;

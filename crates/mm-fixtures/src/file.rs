@@ -18,8 +18,13 @@ use std::{
 /// Writes one safetensors file and returns its length in bytes. The folder must be there. The file gets its name when
 /// it is whole. Random values depend on `seed` and each tensor's name alone.
 pub fn write_file(path: &Path, tensors: &[Tensor], fill: Fill, seed: u64) -> Result<u64, Error> {
+    whole(path, |partial| write(partial, path, tensors, fill, seed))
+}
+
+/// Writes a file by `write`, given the name that it has until it is whole.
+pub(crate) fn whole(path: &Path, write: impl FnOnce(&Path) -> Result<u64, Error>) -> Result<u64, Error> {
     let partial = partial(path);
-    let outcome = write(&partial, path, tensors, fill, seed);
+    let outcome = write(&partial);
     match outcome.and_then(|bytes| at(path, fs::rename(&partial, path)).map(|()| bytes)) {
         Ok(bytes) => Ok(bytes),
         Err(error) => {

@@ -33,6 +33,8 @@ pub struct Component {
     pub config: Value,
     /// The tensors, in the order in which the model's code makes them.
     pub tensors: Vec<Tensor>,
+    /// Whether they lie in a GGUF file.
+    pub(crate) gguf: bool,
 }
 
 /// One tensor of a file.

@@ -1,9 +1,10 @@
 //! Where the files of a checkpoint lie.
 
 use crate::{
-    Component, Error, Fixture, Layout, Model, Tensor, Written,
+    Component, Error, Fixture, Layout, Model, Quantization, Tensor, Written,
     error::at,
     file::{write_bytes, write_file},
+    gguf::write_gguf,
     models::Pipeline,
     variants,
 };
@@ -76,6 +77,11 @@ pub(crate) fn stem(component: &Component) -> &'static str {
 
 fn write_component(fixture: &Fixture, component: &Component, target: &mut Target) -> Result<(), Error> {
     target.json(&format!("{}config.json", folder(fixture, component)), &component.config)?;
+    if let Some(quantization) = fixture.options.gguf.filter(|_| component.gguf) {
+        let file =
+            format!("{}{}-{}.gguf", folder(fixture, component), fixture.model, quantization.name().to_uppercase());
+        return target.gguf(&file, &component.tensors, quantization, fixture.seed(&component.name));
+    }
     write_shards(fixture, component, &component.tensors, None, target)
 }
 
@@ -177,6 +183,17 @@ impl<'a> Target<'a> {
     pub(crate) fn weights(&mut self, path: &str, tensors: &[Tensor], seed: u64) -> Result<(), Error> {
         let fill = self.fixture.fill();
         self.file(path, 64, |place| write_file(place, tensors, fill, seed))
+    }
+
+    pub(crate) fn gguf(
+        &mut self,
+        path: &str,
+        tensors: &[Tensor],
+        quantization: Quantization,
+        seed: u64,
+    ) -> Result<(), Error> {
+        let fill = self.fixture.fill();
+        self.file(path, 64, |place| write_gguf(place, tensors, quantization, fill, seed))
     }
 
     /// A small file as the libraries write JSON.

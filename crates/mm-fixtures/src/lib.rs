@@ -20,7 +20,9 @@
 //! 3. A tensor's random values depend on its component, its name and the seed alone: they are the same on every
 //!    platform, in every dtype up to rounding, however the shards are cut (`tests/fill.rs`).
 //! 4. A sparse checkpoint takes little more room than its headers (`tests/fill.rs`).
-//! 5. A refused option is named (`tests/options.rs`).
+//! 5. A GGUF file has the names and types that converters give, and its blocks hold the values to within their rounding
+//!    (`tests/gguf.rs`).
+//! 6. A refused option is named (`tests/options.rs`).
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -28,14 +30,17 @@ mod error;
 mod file;
 mod fill;
 mod fixture;
+mod gguf;
 mod layout;
 mod models;
 mod options;
+mod quantize;
 mod sizes;
 mod variants;
 
 pub use error::Error;
 pub use file::write_file;
 pub use fixture::{Component, Fixture, Init, Tensor, Written};
+pub use gguf::write_gguf;
 pub use models::Model;
-pub use options::{Fill, Layout, Options};
+pub use options::{Fill, Layout, Options, Quantization};

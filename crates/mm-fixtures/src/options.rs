@@ -26,6 +26,9 @@ pub struct Options {
     pub shard: Option<u64>,
     /// How the files lie.
     pub layout: Layout,
+    /// Transformers of FLUX and encoders of T5 as GGUF files in their folders, with the names that are usual there; matrices of
+    /// this type where their rows are whole blocks.
+    pub gguf: Option<Quantization>,
     /// Also writes what repositories have beside the weights and no loader may count.
     pub variants: bool,
 }
@@ -42,6 +45,7 @@ impl Default for Options {
             dtype: None,
             shard: None,
             layout: Layout::Diffusers,
+            gguf: None,
             variants: false,
         }
     }
@@ -70,6 +74,10 @@ impl Options {
         }
         if let Some(dtype) = self.dtype.filter(|d| ![Dtype::F32, Dtype::BF16, Dtype::F16].contains(d)) {
             return Err(Error::option("--dtype", format!("{dtype:?}"), "give f32, bf16 or f16"));
+        }
+        if let Some(quantization) = self.gguf.filter(|_| self.layout == Layout::Single || self.variants) {
+            let why = "a GGUF file lies in a component's folder, alone; leave --layout single and --variants out";
+            return Err(Error::option("--gguf", quantization.name(), why));
         }
         match self.shard {
             Some(0) => Err(Error::option("--shard", 0, "a file holds at least one byte; give a size such as 5GB")),
@@ -105,6 +113,38 @@ pub enum Layout {
     HfCache,
     /// The hub's cache as it is where there are no links: the files lie in the snapshot.
     HfCacheCopies,
+}
+
+/// How matrices in GGUF files are quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// Blocks of 32: a scale, four bits each.
+    Q4_0,
+    /// Blocks of 32: a scale, eight bits each.
+    Q8_0,
+    /// Blocks of 256: scales and minima of each 32, four bits each.
+    Q4K,
+}
+
+impl Quantization {
+    /// Every quantization.
+    pub const ALL: [Quantization; 3] = [Quantization::Q4_0, Quantization::Q8_0, Quantization::Q4K];
+
+    /// The name on the command line, and in ggml.
+    pub fn name(self) -> &'static str {
+        match self {
+            Quantization::Q4_0 => "q4_0",
+            Quantization::Q8_0 => "q8_0",
+            Quantization::Q4K => "q4_k",
+        }
+    }
+}
+
+impl FromStr for Quantization {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        named(&Quantization::ALL, Quantization::name, "--gguf", text)
+    }
 }
 
 impl Fill {

@@ -12,8 +12,8 @@ pub enum HeaderError {
     /// Reading failed, or ended before the size that was told: check the disk, and that nobody writes the file.
     #[error("the header cannot be read: {0}")]
     Io(#[source] io::Error),
-    /// No safetensors header, for this reason: the file is another format, or damaged.
-    #[error("not a safetensors file: {0}")]
+    /// No header of this format, for this reason: the file is another format, or damaged.
+    #[error("no header of this format: {0}")]
     NotAHeader(String),
     /// The file ends before what its header promises: fetch it again.
     #[error("truncated: {need} bytes needed{}", for_tensor(tensor))]

@@ -1,4 +1,4 @@
-//! safetensors headers, believed only after every claim in them has been checked.
+//! Headers of safetensors and GGUF files, believed only after every claim in them has been checked.
 //!
 //! ```
 //! let header = br#"{"scale":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
@@ -18,15 +18,21 @@
 //!    names it (`tests/hostile.rs`).
 //! 3. Nothing behind the header is read, and of the header nothing behind its first fault; memory goes by what is there, never
 //!    by what a number in it claims (`tests/memory.rs`).
+//!    Of GGUF files mm-probe's tests check all this (`tests/gguf.rs`, `tests/mutations`): tensors lie apart from each other and
+//!    within the file there.
 //! 4. Only regular files are opened: what is none is never waited for (`tests/open.rs`).
 
 #![forbid(unsafe_code)]
 
 mod error;
+mod ggml;
+mod gguf;
 mod header;
 mod json;
 mod open;
 
 pub use error::HeaderError;
+pub use ggml::GgmlType;
+pub use gguf::{GGUF_MAGIC, GgufEntry, read_gguf};
 pub use header::{Entry, byte_size, read};
 pub use open::open_regular;

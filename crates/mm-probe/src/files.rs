@@ -12,6 +12,7 @@ use crate::error::InspectError;
 /// The suffix of a plain index; of a variant's, `.fp16` stands before `.json`.
 const INDEX: &str = ".safetensors.index";
 const WEIGHTS: &str = ".safetensors";
+const GGUF: &str = ".gguf";
 const PICKLED: [&str; 5] = ["bin", "pt", "pth", "ckpt", "msgpack"];
 /// How many names an error lists.
 const LISTED: usize = 8;
@@ -72,12 +73,42 @@ impl Library {
 /// The weights in a model's own folder, as `library` would load them; `None` where there are none of any form.
 ///
 /// Without `variant` that is the plain set of files; where there is no plain one, the only variant there is. With it,
-/// that variant, or the plain set where this model has no such variant.
+/// that variant, or the plain set where this model has no such variant. Where there is none of these, a GGUF file of
+/// whatever name.
 ///
 /// # Errors
-/// An index that can't be followed or names what is not there; several variants and no plain set; weights in a form that
+/// An index that can't be followed or names what is not there; several variants, or GGUF files, and no plain set; weights in a form that
 /// is not read. The message names the file.
 pub fn weight_files(
+    folder: &Path,
+    library: Library,
+    variant: Option<&str>,
+) -> Result<Option<WeightFiles>, InspectError> {
+    let named = named_weight_files(folder, library, variant)?;
+    if named.is_some() { Ok(named) } else { gguf_files(folder) }
+}
+
+/// The GGUF file in a folder, whatever its name: no loader looks for one, so whoever put it there means it.
+fn gguf_files(folder: &Path) -> Result<Option<WeightFiles>, InspectError> {
+    let listing = Listing::of(folder)?;
+    let gguf: Vec<&String> = listing.others.iter().filter(|name| name.ends_with(GGUF)).collect();
+    let sets: BTreeSet<&str> = gguf.iter().map(|name| set_of_gguf(name)).collect();
+    match gguf.first() {
+        None => Ok(None),
+        Some(one) if sets.len() == 1 => open_gguf(&folder.join(one)).map(|(_, files)| Some(files)),
+        Some(_) => {
+            let there = gguf.into_iter().take(LISTED).cloned().collect();
+            Err(InspectError::Ambiguous {
+                folder: folder.to_owned(),
+                there,
+                instead: "leave one of them in the folder",
+            })
+        }
+    }
+}
+
+/// As [`weight_files`], of the names that the libraries look for.
+pub(crate) fn named_weight_files(
     folder: &Path,
     library: Library,
     variant: Option<&str>,
@@ -126,6 +157,30 @@ pub fn weight_files(
         });
     }
     Ok(None)
+}
+
+/// The name of a GGUF file without its number, and all its parts, of which any may be named.
+pub(crate) fn open_gguf(path: &Path) -> Result<(String, WeightFiles), InspectError> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = name.strip_suffix(GGUF).unwrap_or(&name);
+    let whole = |files| WeightFiles { files, variant: None, index: None };
+    let Some((name, number, count)) = shard_of(stem).filter(|(_, number, count)| (1..=*count).contains(number)) else {
+        return Ok((stem.to_owned(), whole(vec![path.to_owned()])));
+    };
+    let part = |part: u32| match part == number {
+        true => Ok(path.to_owned()),
+        false => {
+            let file = path.with_file_name(format!("{name}-{part:05}-of-{count:05}{GGUF}"));
+            file.metadata().map(|_| file.clone()).map_err(|source| missing_or_io(&file, path, source))
+        }
+    };
+    Ok((name.to_owned(), whole((1..=count).map(part).collect::<Result<_, _>>()?)))
+}
+
+/// What the parts of one file have in common.
+fn set_of_gguf(file_name: &str) -> &str {
+    let stem = file_name.strip_suffix(GGUF).unwrap_or(file_name);
+    shard_of(stem).map_or(stem, |(name, ..)| name)
 }
 
 /// The variants that a folder has of a model's weights, sorted.

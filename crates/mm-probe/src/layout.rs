@@ -1,7 +1,7 @@
 //! Which components make up a checkpoint: followed from the documents that name them, never guessed from a listing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -42,7 +42,8 @@ pub(crate) fn sources(path: &Path, variant: Option<&str>) -> Result<(Option<Stri
     if exists(&path.join(PIPELINE)) {
         return pipeline(path, variant);
     }
-    let source = match folder(path, None, variant)? {
+    // A GGUF file alone in a folder is a component of its own name.
+    let source = match folder(path, None, variant, files::named_weight_files)? {
         Some(source) => source,
         None => match files::only_file(path, "name the file to look at")? {
             Some(file) => one_file(&file)?,
@@ -80,7 +81,7 @@ fn pipeline(root: &Path, variant: Option<&str>) -> Result<(Option<String>, Vec<S
             Err(source) => return Err(missing_or_io(&at, &document, source)),
         }
         let library = library.as_str().map(Library::of_name).filter(|library| *library != Library::Unknown);
-        match folder(&at, library, variant)? {
+        match folder(&at, library, variant, weight_files)? {
             Some(source) => sources.push(Source { name: name.clone(), class: Some(class.clone()), ..source }),
             // Tokenizers and schedulers have no model config. What has one and no weights was not fully fetched.
             None if exists(&at.join(CONFIG)) => {
@@ -122,10 +123,15 @@ fn check_variant(root: &Path, variant: Option<&str>, sources: &[Source]) -> Resu
 }
 
 /// The weights in a component's own folder; `None` where there are none.
-fn folder(folder: &Path, library: Option<Library>, variant: Option<&str>) -> Result<Option<Source>, InspectError> {
+fn folder(
+    folder: &Path,
+    library: Option<Library>,
+    variant: Option<&str>,
+    find: impl Fn(&Path, Library, Option<&str>) -> Result<Option<WeightFiles>, InspectError>,
+) -> Result<Option<Source>, InspectError> {
     let config = config(folder)?;
     let library = library.unwrap_or_else(|| library_of(config.as_ref()));
-    let Some(weights) = weight_files(folder, library, variant)? else { return Ok(None) };
+    let Some(weights) = find(folder, library, variant)? else { return Ok(None) };
     Ok(Some(Source {
         name: folder_name(folder).unwrap_or_else(|| NAMELESS.into()),
         class: class_of(config.as_ref()),
@@ -140,9 +146,8 @@ fn one_file(path: &Path) -> Result<Source, InspectError> {
     let parent = path.parent().unwrap_or(Path::new(""));
     let (stem, weights) = if let Some(stem) = files::index_stem(&file_name).or(files::weights_stem(&file_name)) {
         (stem.to_owned(), files::open(path, None)?)
-    } else if let Some(stem) = file_name.strip_suffix(".gguf") {
-        let (stem, files) = gguf_parts(path, stem)?;
-        (stem, WeightFiles { files, variant: None, index: None })
+    } else if file_name.ends_with(".gguf") {
+        files::open_gguf(path)?
     } else {
         return Err(other_form(path, &file_name));
     };
@@ -150,22 +155,6 @@ fn one_file(path: &Path) -> Result<Source, InspectError> {
     let of_folder = || folder_name(parent).unwrap_or_else(|| NAMELESS.into());
     let name = if stem.is_empty() || STEMS.contains(&stem.as_str()) { of_folder() } else { stem };
     Ok(Source { name, class: class_of(config.as_ref()), config, weights })
-}
-
-/// The stem of a GGUF file without its number, and all its parts, of which any may be named.
-fn gguf_parts(path: &Path, stem: &str) -> Result<(String, Vec<PathBuf>), InspectError> {
-    let Some((name, number, count)) = files::shard_of(stem).filter(|(_, number, count)| (1..=*count).contains(number))
-    else {
-        return Ok((stem.to_owned(), vec![path.to_owned()]));
-    };
-    let part = |part: u32| match part == number {
-        true => Ok(path.to_owned()),
-        false => {
-            let file = path.with_file_name(format!("{name}-{part:05}-of-{count:05}.gguf"));
-            file.metadata().map(|_| file.clone()).map_err(|source| missing_or_io(&file, path, source))
-        }
-    };
-    Ok((name.to_owned(), (1..=count).map(part).collect::<Result<_, _>>()?))
 }
 
 fn folder_name(folder: &Path) -> Option<String> {

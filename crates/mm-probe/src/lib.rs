@@ -30,7 +30,6 @@ mod checkpoint;
 mod document;
 mod error;
 mod files;
-mod ggml;
 mod gguf;
 mod gpu;
 mod header;

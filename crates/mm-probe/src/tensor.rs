@@ -1,9 +1,8 @@
 //! One tensor as a header describes it, whatever the format.
 
+use mm_header::GgmlType;
 use mm_plan::DType;
 use safetensors::Dtype;
-
-use crate::ggml::GgmlType;
 
 /// A tensor of a checked header.
 #[derive(Clone, Debug)]
@@ -39,7 +38,7 @@ impl Stored {
     pub(crate) fn plan_dtype(self) -> DType {
         match self {
             Self::Safetensors(dtype) => plan_dtype(dtype),
-            Self::Gguf(kind) => kind.plan_dtype(),
+            Self::Gguf(kind) => kind.plain().map_or(DType::Bytes, plan_dtype),
         }
     }
 }

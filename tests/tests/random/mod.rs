@@ -6,7 +6,7 @@ pub(crate) mod matrix;
 
 use candle_core::{DType, Device, Tensor};
 use mm_diffusion::{Folder, LoadOptions, Pipeline, Request, Unmanaged};
-use mm_fixtures::{Fill, Fixture, Model, Options};
+use mm_fixtures::{Fill, Fixture, Model, Options, Quantization};
 use std::{
     collections::HashMap,
     fs,
@@ -41,6 +41,21 @@ impl Checkpoint {
             let tensors = load(file).into_iter().map(|(name, tensor)| (name, larger(tensor))).collect();
             candle_core::safetensors::save(&tensors, file).unwrap();
         }
+        checkpoint
+    }
+
+    /// FLUX.1 whose transformer and T5 are GGUF files. Their widths are whole blocks: 256 of the transformer, 64 of T5.
+    pub(crate) fn of_gguf(quantization: Quantization) -> Self {
+        let checkpoint = Self(tempfile::tempdir().unwrap());
+        let options = Options {
+            layers: Some(2),
+            dim: Some(256),
+            scale: 1.0 / 4096.0,
+            fill: Fill::Random,
+            gguf: Some(quantization),
+            ..Options::default()
+        };
+        Fixture::new(Model::FluxDev, &options).unwrap().write(checkpoint.0.path()).unwrap();
         checkpoint
     }
 

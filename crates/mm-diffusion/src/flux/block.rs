@@ -8,7 +8,8 @@ use crate::{
     rope::Table,
 };
 use candle_core::{D, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_nn::VarBuilder;
+use mm_candle::{Linear, linear};
 
 /// What all blocks share in a pass.
 pub(crate) struct Context<'a> {

@@ -13,8 +13,8 @@ use crate::{
     size::PATCH,
 };
 use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
-use mm_candle::Blocks;
+use candle_nn::VarBuilder;
+use mm_candle::{Blocks, Linear, linear};
 
 /// What a time and a guidance of 1 are to the sinusoids.
 const TIME_FACTOR: f64 = 1000.0;
@@ -85,7 +85,7 @@ impl Transformer {
     ) -> Result<Tensor> {
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
-        let device = self.text.weight().device();
+        let device = self.text.device();
         let [latents, text, pooled] = [latents, text, pooled].map(|input| input.to_device(device));
         let (latents, text, pooled) = (latents?, text?, pooled?);
         let mut text = self.text.forward(&text.to_dtype(self.dtype)?)?;

@@ -7,7 +7,8 @@ use crate::{
     projection::{Names, Projection, modulation},
 };
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Linear, VarBuilder, linear};
+use candle_nn::VarBuilder;
+use mm_candle::{Linear, linear};
 
 const ORIGINAL_IMAGE: SideNames = SideNames {
     modulation: "x_block.adaLN_modulation.1",

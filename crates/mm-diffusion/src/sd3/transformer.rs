@@ -12,8 +12,8 @@ use crate::{
     size::PATCH,
 };
 use candle_core::{DType, Device, Module, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Linear, VarBuilder, conv2d, linear};
-use mm_candle::Blocks;
+use candle_nn::{Conv2d, Conv2dConfig, VarBuilder, conv2d};
+use mm_candle::{Blocks, Linear, linear};
 
 pub(crate) struct Transformer {
     patch: Patch,
@@ -67,7 +67,7 @@ impl Transformer {
     pub(crate) fn forward(&self, latents: &Tensor, timestep: f32, text: &Tensor, pooled: &Tensor) -> Result<Tensor> {
         let (_, channels, height, width) = latents.dims4()?;
         let (rows, columns) = (height / PATCH, width / PATCH);
-        let (batch, device) = (text.dim(0)?, self.text.weight().device());
+        let (batch, device) = (text.dim(0)?, self.text.device());
         let [latents, text, pooled] = [latents, text, pooled].map(|input| input.to_device(device));
         let (latents, text, pooled) = (latents?, text?, pooled?);
         let image = self.patch.forward(&latents.to_dtype(self.dtype)?)?;
@@ -113,6 +113,8 @@ impl Patch {
         }
         // candle has no convolution in half precision on the CPU. Windows that don't overlap are a layer over patches.
         let kernel = self.0.weight().flatten_from(1)?;
-        Linear::new(kernel, self.0.bias().cloned()).forward(&patchify(latents, Order::ChannelsFirst)?)?.unsqueeze(0)
+        candle_nn::Linear::new(kernel, self.0.bias().cloned())
+            .forward(&patchify(latents, Order::ChannelsFirst)?)?
+            .unsqueeze(0)
     }
 }

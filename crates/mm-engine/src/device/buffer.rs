@@ -59,7 +59,7 @@ macro_rules! each {
 }
 
 impl HostBuffer {
-    /// An empty vector of this element type; `None` for types no tensor library computes with.
+    /// An empty vector of this element type, of `U32` for `Bytes`; `None` for types no tensor library computes with.
     pub fn empty(dtype: DType) -> Option<Self> {
         Some(match dtype {
             DType::F64 => Self::F64(Vec::new()),
@@ -72,6 +72,8 @@ impl HostBuffer {
             DType::I16 => Self::I16(Vec::new()),
             DType::U32 => Self::U32(Vec::new()),
             DType::U8 => Self::U8(Vec::new()),
+            // Of blocks of quantized elements, which begin with a number of two or four bytes: at such an address.
+            DType::Bytes => Self::U32(Vec::new()),
             _ => return None,
         })
     }

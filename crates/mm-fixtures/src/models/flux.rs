@@ -22,7 +22,8 @@ struct Flux {
     pooled: usize,
 }
 
-pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipeline>) {
+/// `gguf`: the transformer and T5 lie in such files.
+pub(crate) fn build(sizes: Sizes, single: bool, gguf: bool) -> (Vec<Component>, Option<Pipeline>) {
     let (clip, t5) = (Clip::large(sizes, false), T5::xxl(sizes.beside()));
     let (heads, double) = (sizes.heads(24, 128), sizes.layers(19));
     let model = Flux { heads, dim: heads.dim(), double, single: 2 * double, text: t5.dim(), pooled: clip.dim() };
@@ -51,11 +52,21 @@ pub(crate) fn build(sizes: Sizes, single: bool) -> (Vec<Component>, Option<Pipel
     };
     let components = vec![
         clip.component("text_encoder", Dtype::BF16),
-        t5.component("text_encoder_2", Dtype::BF16),
-        diffusers("transformer", model.config(), Dtype::BF16, |b| model.tensors(b)),
+        if gguf { t5.gguf("text_encoder_2") } else { t5.component("text_encoder_2", Dtype::BF16) },
+        if gguf { transformer_in_gguf(&model) } else { transformer(&model) },
         Vae::sixteen(sizes).component(Dtype::BF16),
     ];
     (components, Some(pipeline))
+}
+
+fn transformer(model: &Flux) -> Component {
+    diffusers("transformer", model.config(), Dtype::BF16, |b| model.tensors(b))
+}
+
+/// Under the original names, which converters keep.
+fn transformer_in_gguf(model: &Flux) -> Component {
+    let original = diffusers("transformer", model.config(), Dtype::BF16, |b| model.original(b));
+    Component { gguf: true, ..original }
 }
 
 impl Flux {

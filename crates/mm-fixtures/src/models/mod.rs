@@ -142,12 +142,13 @@ pub(crate) fn build(model: Model, options: &Options) -> (Vec<Component>, Option<
     let single = options.layout == Layout::Single;
     match model {
         Model::ZImageTurbo => z_image::build(sizes, single),
-        Model::FluxDev => flux::build(sizes, single),
+        Model::FluxDev => flux::build(sizes, single, options.gguf.is_some()),
         Model::Sd35Large => sd3::build(sizes, single),
         Model::Sd15 => sd::one(sizes, single),
         Model::Sd21 => sd::two(sizes, single),
         Model::Sdxl => sdxl::build(sizes, single),
         Model::Wan14b => wan::build(sizes, single),
+        Model::T5Xxl if options.gguf.is_some() => (vec![t5::T5::xxl(sizes).gguf(model.name())], None),
         Model::T5Xxl => (vec![t5::T5::xxl(sizes).component(model.name(), Dtype::BF16)], None),
         Model::Qwen3_4b => (vec![qwen3::Qwen3::new(sizes).component(model.name(), Dtype::BF16)], None),
     }
@@ -183,7 +184,7 @@ fn component(
     }
     let mut builder = Builder::new(dtype);
     build(&mut builder);
-    Component { name: name.to_owned(), class, transformers, config, tensors: builder.finish() }
+    Component { name: name.to_owned(), class, transformers, config, tensors: builder.finish(), gguf: false }
 }
 
 fn scheduler(class: &'static str, config: Value) -> Part {

@@ -11,6 +11,20 @@ use serde_json::{Value, json};
 
 const BUCKETS: usize = 32;
 
+/// Names of transformers', and of llama.cpp.
+const LLAMA_CPP: [(&str, &str); 10] = [
+    ("shared.", "token_embd."),
+    ("encoder.final_layer_norm", "enc.output_norm"),
+    ("encoder.block", "enc.blk"),
+    ("layer.0.SelfAttention.relative_attention_bias", "attn_rel_b"),
+    ("layer.0.SelfAttention.", "attn_"),
+    ("layer.0.layer_norm", "attn_norm"),
+    ("layer.1.layer_norm", "ffn_norm"),
+    ("layer.1.DenseReluDense.wi_0", "ffn_gate"),
+    ("layer.1.DenseReluDense.wi_1", "ffn_up"),
+    ("layer.1.DenseReluDense.wo", "ffn_down"),
+];
+
 pub(crate) struct T5 {
     dim: usize,
     heads: Heads,
@@ -44,6 +58,20 @@ impl T5 {
 
     pub(crate) fn component(&self, name: &str, dtype: Dtype) -> Component {
         transformers(name, self.config(), dtype, |b| self.tensors(b))
+    }
+
+    /// In a GGUF file, as llama.cpp names its tensors.
+    pub(crate) fn gguf(&self, name: &str) -> Component {
+        let mut component = Component { gguf: true, ..self.component(name, Dtype::BF16) };
+        for tensor in &mut component.tensors {
+            tensor.name = LLAMA_CPP
+                .iter()
+                .fold(std::mem::take(&mut tensor.name), |name, (ours, theirs)| name.replace(ours, theirs));
+            if let Some((stack, _)) = &mut tensor.block {
+                *stack = "enc.blk".to_owned();
+            }
+        }
+        component
     }
 
     pub(crate) fn config(&self) -> Value {

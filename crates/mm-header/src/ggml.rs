@@ -3,11 +3,11 @@
 //! Numbers and sizes as in `ggml.h` and `ggml-common.h` of ggml. Types that were removed there (the repacked `Q4_0_4_4`
 //! and its like) are read still: files with them are around.
 
-use mm_plan::DType;
+use safetensors::Dtype;
 
-/// A type of the table below.
+/// A type of tensors in GGUF files: f32, or blocks of quantized elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GgmlType(&'static Row);
+pub struct GgmlType(&'static Row);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
@@ -69,36 +69,41 @@ static TYPES: &[Row] = &[
 
 impl GgmlType {
     /// The type of this number; `None`: ggml has got a new one since, or the file is damaged.
-    pub(crate) fn of_number(number: u32) -> Option<Self> {
+    pub fn of_number(number: u32) -> Option<Self> {
         TYPES.iter().find(|row| row.number == number).map(Self)
     }
 
     /// Lower-case name.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         self.0.name
     }
 
     /// Bytes of a tensor whose rows have `row` elements each. `None`: overflow, or a row that is no whole number of blocks.
-    pub(crate) fn bytes(self, row: u64, rows: u64) -> Option<u64> {
+    pub fn bytes(self, row: u64, rows: u64) -> Option<u64> {
         if !row.is_multiple_of(self.0.elements) {
             return None;
         }
         (row / self.0.elements).checked_mul(self.0.bytes)?.checked_mul(rows)
     }
 
-    /// The planner's name of it; `Bytes` for quantized ones.
-    pub(crate) fn plan_dtype(self) -> DType {
-        match self.0.name {
-            "f64" => DType::F64,
-            "f32" => DType::F32,
-            "f16" => DType::F16,
-            "bf16" => DType::Bf16,
-            "i64" => DType::I64,
-            "i32" => DType::I32,
-            "i16" => DType::I16,
-            "i8" => DType::I8,
-            _ => DType::Bytes,
-        }
+    /// The number of it in files.
+    pub const fn number(self) -> u32 {
+        self.0.number
+    }
+
+    /// What it is called where its elements lie one by one; `None`: they are quantized.
+    pub fn plain(self) -> Option<Dtype> {
+        Some(match self.0.name {
+            "f64" => Dtype::F64,
+            "f32" => Dtype::F32,
+            "f16" => Dtype::F16,
+            "bf16" => Dtype::BF16,
+            "i64" => Dtype::I64,
+            "i32" => Dtype::I32,
+            "i16" => Dtype::I16,
+            "i8" => Dtype::I8,
+            _ => return None,
+        })
     }
 }
 
