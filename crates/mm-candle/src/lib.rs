@@ -45,13 +45,17 @@ mod blocks;
 mod build;
 #[cfg(feature = "cuda")]
 mod card;
+mod cast;
 mod component;
 mod error;
 mod home;
+mod lora;
 mod manager;
 mod plain;
 
 pub use blocks::{Blocks, Lease};
+pub use cast::CastBackend;
 pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
+pub use lora::{Lora, LoraBackend, LoraError, Matched, Part};
 pub use manager::{Manager, describe};

@@ -2,8 +2,9 @@
 
 use crate::{
     Component, Error, LoadSpec,
-    build::build,
+    build::{Built, build},
     component::{Loaded, Managed},
+    lora::{layout::Base, state::Adapted},
 };
 use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
@@ -12,7 +13,7 @@ use mm_engine::{AnyDevice, EngineError, HostDevice, ModelManager, Module, timeli
 #[cfg(feature = "cuda")]
 use mm_engine::{CudaDevice, Staging};
 use mm_plan::{Component as Description, Machine, Policy};
-use parking_lot::ReentrantMutex;
+use parking_lot::{Mutex, ReentrantMutex};
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
@@ -117,9 +118,11 @@ impl Manager {
     ) -> std::result::Result<Loaded<M>, Error> {
         let memory = self.engine.device();
         let eager = (!spec.lazy).then_some(memory);
-        let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, &self.device, eager, make)?;
-        (module.phase, module.passes) = (spec.phase, spec.passes);
-        let module = Module::new(module, memory.clone(), self.engine.timeline().clone());
+        let Built { model, mut base, targets, link } =
+            build(&spec.name, &weights, spec.dtype, &self.device, eager, make)?;
+        (base.phase, base.passes) = (spec.phase, spec.passes);
+        let module =
+            Module::new(base.with(&self.device, &targets, &[])?, memory.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
         Ok(Loaded {
@@ -127,6 +130,7 @@ impl Manager {
             model: ReentrantMutex::new(RefCell::new(model)),
             module: Some(module),
             weights: Some(weights),
+            adapted: Mutex::new(Adapted::new(targets, Some(base))),
         })
     }
 }
@@ -140,9 +144,9 @@ pub fn describe<M>(
     spec: &LoadSpec,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<(Description, M), Error> {
-    let (model, mut module, _) = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, &Device::Cpu, None, make)?;
-    (module.phase, module.passes) = (spec.phase, spec.passes);
-    Ok((module.description(), model))
+    let built = build(&spec.name, &Weights::open(&spec.files)?, spec.dtype, &Device::Cpu, None, make)?;
+    let base = Base { phase: spec.phase, passes: spec.passes, ..built.base };
+    Ok((base.with(&Device::Cpu, &built.targets, &[])?.description(), built.model))
 }
 
 impl Deref for Manager {
