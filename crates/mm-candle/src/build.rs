@@ -4,14 +4,15 @@
 //! the next block begins, so building holds at most the rest and one group.
 
 use crate::{
-    home::{CandleHomes, Home, plan_dtype},
+    home::{Home, plan_dtype},
+    lora::layout::Base,
     quantized::{building, bytes_asked, words},
     spans::Survey,
 };
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
-use mm_engine::{AnyBuffer, AnyDevice, Module, ModuleSpec, Reservation, Slab, StackSpec, align, can_cast, dtype_of};
+use mm_engine::{AnyDevice, Module, Place, Reservation, Slab, align, can_cast, dtype_of};
 use parking_lot::Mutex;
 use std::{
     cell::RefCell,
@@ -44,7 +45,7 @@ enum Room {
 /// One group, or the rest, as far as it was asked for.
 struct Part {
     room: Room,
-    slabs: Vec<(Slab, Home)>,
+    slabs: Vec<(Slab, Arc<Home>)>,
     reserved: Option<Reservation>,
 }
 
@@ -76,6 +77,21 @@ struct State {
     shared: Option<String>,
 }
 
+/// A weight as it was handed out, and where it lies.
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) tensor: Tensor,
+    pub(crate) place: Place,
+}
+
+/// A model that was built, and what a module is made of it with.
+pub(crate) struct Built<M> {
+    pub(crate) model: M,
+    pub(crate) base: Base,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) link: Link,
+}
+
 /// A model under construction.
 pub(crate) struct Build {
     weights: Arc<Weights>,
@@ -85,16 +101,11 @@ pub(crate) struct Build {
     memory: Option<Arc<AnyDevice>>,
     /// Tensors known to be shared between groups.
     shared: BTreeSet<String>,
-    /// Bounds the length of any home, bytes.
-    longest: u64,
     /// Who hears of weights, and may know the groups they belong to.
     survey: Option<Survey>,
     state: Mutex<State>,
     link: Link,
 }
-
-/// A model, the module that it is, and the link between them.
-pub(crate) type Built<M> = (M, ModuleSpec<AnyBuffer>, Link);
 
 /// Builds a model on `device` and describes it as a module. `memory` counts what building holds; `None`: building
 /// reads no weights at all, and a model that computes with them while it is built is refused. `survey`: where spans are told of.
@@ -121,7 +132,10 @@ pub(crate) fn build<M>(
         let newly_shared = build.state.lock().shared.take();
         match (made, newly_shared) {
             (_, Some(tensor)) if shared.insert(tensor.clone()) => {}
-            (Ok(model), _) => return Ok((model, build.spec(name)?, build.link.clone())),
+            (Ok(model), _) => {
+                let (base, targets) = build.base(name)?;
+                return Ok(Built { model, base, targets, link: build.link.clone() });
+            }
             (Err(error), _) => return Err(error),
         }
     }
@@ -143,11 +157,8 @@ pub(crate) fn scope() -> Option<Arc<Build>> {
 
 impl Build {
     fn new(weights: Arc<Weights>, device: Device, memory: Option<Arc<AnyDevice>>, shared: BTreeSet<String>) -> Self {
-        // Eight bytes for the widest element.
-        let longest = (weights.names().filter_map(|n| weights.get(n)))
-            .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
         let (state, link) = (Mutex::default(), Link::default());
-        Self { weights, device, memory, shared, longest, survey: None, state, link }
+        Self { weights, device, memory, shared, survey: None, state, link }
     }
 
     /// Makes the groups that spans tell of.
@@ -242,24 +253,20 @@ impl Build {
         tensors.fold(0u64, |sum, t| sum.saturating_add(align(elements(t))))
     }
 
-    fn spec(&self, name: &str) -> Result<ModuleSpec<AnyBuffer>> {
+    fn base(&self, name: &str) -> Result<(Base, Vec<Target>)> {
         let mut state = self.state.lock();
-        let State { mut rest, mut groups, stacks, open, .. } = std::mem::take(&mut *state);
+        let State { mut rest, mut groups, stacks, given, open, .. } = std::mem::take(&mut *state);
         rest.leave()?;
         open.map_or(Ok(()), |group| groups[group].leave())?;
-        let (rest_slabs, rest_homes) = rest.slabs.into_iter().unzip();
-        let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Home>>) =
-            groups.into_iter().map(|g| g.slabs.into_iter().unzip()).unzip();
-        let mut slabs = slabs.drain(..);
-        let stacks = stacks.into_iter().map(|(name, n)| StackSpec { name, groups: slabs.by_ref().take(n).collect() });
-        Ok(ModuleSpec {
-            name: name.to_owned(),
-            phase: None,
-            passes: 1,
-            rest: rest_slabs,
-            stacks: stacks.collect(),
-            homes: Box::new(CandleHomes { rest: rest_homes, groups: homes }),
-        })
+        let place = |owner: Option<usize>| owner.map_or(Place::Rest, Place::Group);
+        let target = |((name, _), (owner, tensor))| Target { name, tensor, place: place(owner) };
+        let mut targets: Vec<Target> = given.into_iter().map(target).collect();
+        targets.sort_by(|a, b| a.name.cmp(&b.name));
+        let groups = groups.into_iter().map(|group| group.slabs).collect();
+        Ok((
+            Base { name: name.to_owned(), phase: None, passes: 1, rest: rest.slabs, groups, stacks, gate: None },
+            targets,
+        ))
     }
 }
 
@@ -287,8 +294,7 @@ impl Part {
         let index = match self.slabs.iter().position(|(slab, _)| fits(slab)) {
             Some(index) => index,
             None => {
-                let bound = usize::try_from(build.longest / element).map_err(|e| fail(e.to_string()))?;
-                self.slabs.push((Slab::new(to), Home::new(dtype, bound, &build.device)?));
+                self.slabs.push((Slab::new(to), Arc::new(Home::new(dtype, &build.device)?)));
                 self.slabs.len() - 1
             }
         };

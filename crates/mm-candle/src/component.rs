@@ -1,7 +1,9 @@
 //! A model that is reached only inside `run`.
 
 use crate::{
-    Error,
+    Error, Lora, Matched,
+    build::Target,
+    lora::state::Adapted,
     plain::PlainBackend,
     quantized::building,
     spans::{SpanCoverage, Spans},
@@ -10,8 +12,12 @@ use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::Weights;
 use mm_engine::{AnyDevice, EngineError, ModelManager, Module, Registration, Share};
-use parking_lot::ReentrantMutex;
-use std::{cell::RefCell, path::PathBuf, sync::Arc};
+use parking_lot::{Mutex, ReentrantMutex};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What to load and how it is used.
 #[derive(Clone, Debug)]
@@ -59,6 +65,7 @@ pub(crate) struct Loaded<M> {
     pub(crate) spans: Option<Spans>,
     /// Held, so that who opens the same bytes later finds them open.
     pub(crate) weights: Option<Arc<Weights>>,
+    pub(crate) adapted: Mutex<Adapted>,
 }
 
 /// How a component hangs on its manager.
@@ -77,12 +84,16 @@ pub struct Component<M> {
 impl<M: Send> Component<M> {
     /// A model on the CPU that nobody manages.
     pub fn unmanaged(model: M) -> Self {
-        Self::alone(model, None, Device::Cpu)
+        Self::alone(model, None, Vec::new(), Device::Cpu)
     }
 
-    fn alone(model: M, weights: Option<Arc<Weights>>, device: Device) -> Self {
+    fn alone(model: M, weights: Option<Arc<Weights>>, targets: Vec<Target>, device: Device) -> Self {
         let model = ReentrantMutex::new(RefCell::new(model));
-        Self { managed: None, loaded: Share::alone(Loaded { device, model, module: None, spans: None, weights }) }
+        let adapted = Mutex::new(Adapted::new(targets, None));
+        Self {
+            managed: None,
+            loaded: Share::alone(Loaded { device, model, module: None, spans: None, weights, adapted }),
+        }
     }
 
     pub(crate) const fn managed(loaded: Share<Loaded<M>, AnyDevice>, managed: Managed) -> Self {
@@ -156,17 +167,69 @@ impl<M: Send> Component<M> {
         }
     }
 
+    /// Adds a LoRA to its weights, at this scale, beside those that it has; where it has this one already (known by its file) the scale
+    /// changes. At scale zero it adds nothing, and takes no memory.
+    ///
+    /// A run under way goes on as it is, the next one has the LoRA. Under a manager the factors stream, or stay, with the weights that
+    /// they change, and count as a part of them, so the next run may be planned anew; a component that others share changes for all of them.
+    /// What a layer made of its weights while it was built (a transposed copy, say) stays as it is.
+    ///
+    /// # Errors
+    /// `Lora`: it is for another model, or its sizes are. `Misuse`: the model was not loaded from files, or nobody manages it and this is
+    /// inside its own run. Then nothing changed.
+    pub fn apply_lora(&self, lora: &Lora, scale: f64) -> std::result::Result<Matched, Error> {
+        let mut adapted = self.loaded.adapted.lock();
+        let (next, matched) = adapted.with(lora, scale)?;
+        self.adapt(&mut adapted, next)?;
+        Ok(matched)
+    }
+
+    /// Takes the LoRA of this file away; `false`: it is not there. With the last one the weights are to the bit what they were: they are
+    /// copied anew, nothing is subtracted.
+    ///
+    /// # Errors
+    /// `Misuse`: nobody manages it, and this is inside its own run. Else the weights can't be read.
+    pub fn remove_lora(&self, file: impl AsRef<Path>) -> std::result::Result<bool, Error> {
+        let mut adapted = self.loaded.adapted.lock();
+        match adapted.without(file.as_ref()) {
+            Some(next) => self.adapt(&mut adapted, next).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// The files of the LoRAs that it has, each with its scale, in the order in which they came.
+    pub fn loras(&self) -> Vec<(PathBuf, f64)> {
+        self.loaded.adapted.lock().active().into_iter().map(|(lora, scale)| (lora.file().to_owned(), scale)).collect()
+    }
+
+    fn adapt(&self, adapted: &mut Adapted, next: Vec<(Lora, f64)>) -> std::result::Result<(), Error> {
+        let managed = self.managed.as_ref().zip(self.loaded.module.as_ref());
+        match (managed, adapted.spec(&self.loaded.device, &next)?, self.loaded.weights.as_ref()) {
+            (Some((managed, module)), Some(spec), _) => managed.manager.replace(module, spec)?,
+            (_, _, Some(weights)) => {
+                let model = self.loaded.model.lock();
+                let _idle = model.try_borrow_mut().map_err(|_| inside())?;
+                adapted.change(weights, &next)?;
+            }
+            _ => {}
+        }
+        adapted.commit(next);
+        Ok(())
+    }
+
     fn call<T>(&self, f: impl FnOnce(&mut M) -> Result<T>) -> std::result::Result<T, Error> {
         let model = self.loaded.model.lock();
-        let mut model = model
-            .try_borrow_mut()
-            .map_err(|_| EngineError::Misuse("a component is run inside its own run(..)".to_owned()))?;
+        let mut model = model.try_borrow_mut().map_err(|_| inside())?;
         let Some(pass) = self.loaded.spans.as_ref().map(Spans::pass).transpose()?.flatten() else {
             return Ok(f(&mut model)?);
         };
         let answer = f(&mut model);
         pass.end(answer, self.managed.as_ref().map(|m| (&m.manager, m.registration.name())))
     }
+}
+
+fn inside() -> EngineError {
+    EngineError::Misuse("a component is run, or changed, inside its own run(..)".to_owned())
 }
 
 /// Loads a component whole, outside any manager, on the CPU: what a managed one is compared with.
@@ -190,7 +253,8 @@ pub fn load_unmanaged_on<M: Send>(
     build: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<Component<M>, Error> {
     let weights = Weights::open(&spec.files)?;
-    let backend = Box::new(PlainBackend(weights.clone()));
-    let model = building(&weights, || build(VarBuilder::from_backend(backend, spec.dtype, device.clone())))?;
-    Ok(Component::alone(model, Some(weights), device.clone()))
+    let backend = PlainBackend::new(weights.clone());
+    let vb = VarBuilder::from_backend(Box::new(backend.clone()), spec.dtype, device.clone());
+    let model = building(&weights, || build(vb))?;
+    Ok(Component::alone(model, Some(weights), backend.take_given(), device.clone()))
 }

@@ -20,6 +20,9 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A LoRA can't be used: see its variants for what to do.
+    #[error(transparent)]
+    Lora(#[from] crate::LoraError),
     /// The model could not be built, or a kernel failed.
     #[error(transparent)]
     Candle(candle_core::Error),
@@ -31,7 +34,7 @@ impl Error {
         match self {
             Self::Engine(error) => error.shortage(),
             Self::Candle(error) => is_out_of_memory(error).then_some(0),
-            Self::Weights(_) | Self::Spans { .. } => None,
+            Self::Weights(_) | Self::Lora(_) | Self::Spans { .. } => None,
         }
     }
 }
@@ -47,6 +50,15 @@ fn is_out_of_memory(error: &candle_core::Error) -> bool {
         | candle_core::Error::Context { inner, .. }
         | candle_core::Error::WithPath { inner, .. } => is_out_of_memory(inner),
         _ => false,
+    }
+}
+
+/// What candle said while it did something for the engine.
+pub(crate) fn for_engine(error: candle_core::Error) -> EngineError {
+    match Error::from(error) {
+        Error::Engine(engine) => engine,
+        error if error.shortage().is_some() => EngineError::OutOfMemory { reason: error.to_string() },
+        error => EngineError::Internal(error.to_string()),
     }
 }
 

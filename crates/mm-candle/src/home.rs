@@ -6,11 +6,16 @@
 
 #[cfg(feature = "cuda")]
 use crate::card;
+use crate::{error::for_engine, lora::Merge};
 use candle_core::{
     CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp,
 };
 use mm_engine::{AnyBuffer, Homes, HostBuffer, Place, Slab};
 use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Elements that a home has by its shape, which only bounds what may view it: the storage is as long as what is put in.
+const LONGEST: usize = usize::MAX >> 16;
 
 /// A flat tensor under the weights of a group, of one dtype.
 pub(crate) struct Home {
@@ -21,8 +26,8 @@ pub(crate) struct Home {
 }
 
 impl Home {
-    /// A home without memory. Its shape, `elements`, only bounds what may view it: the storage is as long as what is put in.
-    pub(crate) fn new(dtype: DType, elements: usize, device: &Device) -> candle_core::Result<Self> {
+    /// A home without memory.
+    pub(crate) fn new(dtype: DType, device: &Device) -> candle_core::Result<Self> {
         // What is in it at first only tells the tensor its dtype.
         let first = match device {
             Device::Cpu => match plan_dtype(dtype).and_then(HostBuffer::empty) {
@@ -34,7 +39,7 @@ impl Home {
             other => bail!("weights can't be managed on {:?}", other.location()),
         };
         let home = Self {
-            tensor: Tensor::from_storage(first, elements, BackpropOp::none(), false),
+            tensor: Tensor::from_storage(first, LONGEST, BackpropOp::none(), false),
             #[cfg(feature = "cuda")]
             lent: Mutex::default(),
         };
@@ -165,16 +170,21 @@ impl InplaceOp1 for Swap {
 
 /// The homes of a component, as the engine reaches them.
 pub(crate) struct CandleHomes {
-    pub(crate) rest: Vec<Home>,
-    pub(crate) groups: Vec<Vec<Home>>,
+    pub(crate) rest: Vec<Arc<Home>>,
+    pub(crate) groups: Vec<Vec<Arc<Home>>>,
+    /// What LoRAs add to the weights of the rest.
+    pub(crate) rest_merges: Vec<Merge>,
+    /// The same of each group.
+    pub(crate) merges: Vec<Vec<Merge>>,
 }
 
 impl CandleHomes {
     fn home(&self, place: Place, slab: usize) -> Option<&Home> {
-        match place {
-            Place::Rest => self.rest.get(slab),
-            Place::Group(group) => self.groups.get(group)?.get(slab),
-        }
+        let homes = match place {
+            Place::Rest => &self.rest,
+            Place::Group(group) => self.groups.get(group)?,
+        };
+        homes.get(slab).map(Arc::as_ref)
     }
 }
 
@@ -190,6 +200,14 @@ impl Homes<AnyBuffer> for CandleHomes {
     fn take(&self, place: Place, slab: usize) -> Result<AnyBuffer, String> {
         let home = self.home(place, slab).ok_or_else(|| format!("no home for slab {slab} of {place:?}"))?;
         home.take().map_err(|reason| format!("the home of slab {slab} of {place:?}: {reason}"))
+    }
+
+    fn arrived(&self, place: Place) -> mm_engine::Result<()> {
+        let merges = match place {
+            Place::Rest => Some(&self.rest_merges),
+            Place::Group(group) => self.merges.get(group),
+        };
+        merges.into_iter().flatten().try_for_each(Merge::run).map_err(for_engine)
     }
 }
 

@@ -48,10 +48,12 @@ mod blocks;
 mod build;
 #[cfg(feature = "cuda")]
 mod card;
+mod cast;
 mod component;
 mod error;
 mod home;
 mod layers;
+mod lora;
 mod manager;
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -61,9 +63,11 @@ mod quantized;
 mod spans;
 
 pub use blocks::{Blocks, Lease};
+pub use cast::CastBackend;
 pub use component::{Component, LoadSpec, load_unmanaged, load_unmanaged_on};
 pub use error::Error;
 pub use layers::{Embedding, Linear, embedding, linear, linear_no_bias};
+pub use lora::{Lora, LoraBackend, LoraError, Matched, Part};
 pub use manager::{Manager, describe};
 #[cfg(feature = "cuda")]
 pub use pinned::PinnedHost;

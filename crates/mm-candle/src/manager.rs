@@ -4,6 +4,7 @@ use crate::{
     Component, Error, LoadSpec,
     build::{Built, build},
     component::{Loaded, Managed},
+    lora::{layout::Base, state::Adapted},
     spans::{Spans, build_with_spans},
 };
 use candle_core::{Device, Result};
@@ -13,7 +14,7 @@ use mm_engine::{AnyDevice, EngineError, HostDevice, ModelManager, Module, timeli
 #[cfg(feature = "cuda")]
 use mm_engine::{CudaDevice, Staging};
 use mm_plan::{Component as Description, Machine, Policy};
-use parking_lot::ReentrantMutex;
+use parking_lot::{Mutex, ReentrantMutex};
 use std::{cell::RefCell, ops::Deref, sync::Arc};
 
 /// Manages candle models on one device. Everything else it can do is [`ModelManager`]'s.
@@ -118,8 +119,9 @@ impl Manager {
     ) -> std::result::Result<Loaded<M>, Error> {
         let memory = self.engine.device();
         let eager = (!spec.lazy).then_some(memory);
-        let ((model, mut module, link), spans) = build_as(spec, &weights, &self.device, eager, make)?;
-        (module.phase, module.passes) = (spec.phase, spec.passes);
+        let (Built { model, mut base, targets, link }, spans) = build_as(spec, &weights, &self.device, eager, make)?;
+        (base.phase, base.passes) = (spec.phase, spec.passes);
+        let module = base.with(&self.device, &targets, &[])?;
         let module = Module::new(module, memory.clone(), self.engine.timeline().clone());
         // The link is fresh from this build: nobody else can have set it.
         let _ = link.set(module.clone());
@@ -132,6 +134,7 @@ impl Manager {
             module: Some(module),
             spans,
             weights: Some(weights),
+            adapted: Mutex::new(Adapted::new(targets, Some(base))),
         })
     }
 }
@@ -159,9 +162,9 @@ pub fn describe<M>(
     spec: &LoadSpec,
     make: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<(Description, M), Error> {
-    let ((model, mut module, _), _) = build_as(spec, &Weights::open(&spec.files)?, &Device::Cpu, None, make)?;
-    (module.phase, module.passes) = (spec.phase, spec.passes);
-    Ok((module.description(), model))
+    let (built, _) = build_as(spec, &Weights::open(&spec.files)?, &Device::Cpu, None, make)?;
+    let base = Base { phase: spec.phase, passes: spec.passes, ..built.base };
+    Ok((base.with(&Device::Cpu, &built.targets, &[])?.description(), built.model))
 }
 
 impl Deref for Manager {

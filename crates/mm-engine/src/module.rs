@@ -34,6 +34,16 @@ pub trait Homes<B>: Send + Sync {
     /// # Errors
     /// The reason; the home keeps what it had.
     fn take(&self, place: Place, slab: usize) -> Result<B, String>;
+
+    /// All slabs of this place are in, and hold what was copied: nothing was computed with them since. What a library adds to weights, a
+    /// LoRA say, it adds here, on the device, in the order of its own stream; nobody waits for it. What this computes is a part of the
+    /// pass, but for a place that stays on the device, where it is a part of loading.
+    ///
+    /// # Errors
+    /// Why it failed: the place is then copied anew before it is used.
+    fn arrived(&self, _place: Place) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A stack's groups as an adapter found them.
@@ -100,12 +110,57 @@ pub struct ModuleStats {
     pub notes: Vec<String>,
 }
 
-/// A component that can be put on a device, streamed through it, and taken off.
-pub struct Module<D: Device> {
-    description: Component,
+/// What a component is made of, as it was built or changed last. What is on the device holds the one that it was loaded by.
+pub(crate) struct Layout<B> {
+    /// Counts the changes.
+    number: u64,
+    pub(crate) description: Component,
     pub(crate) rest: GroupEntry,
     pub(crate) groups: Vec<GroupEntry>,
-    pub(crate) homes: Box<dyn Homes<D::Buffer>>,
+    pub(crate) homes: Box<dyn Homes<B>>,
+}
+
+impl<B> Layout<B> {
+    fn new(number: u64, spec: ModuleSpec<B>) -> Self {
+        let description = spec.description();
+        let entry = |group: String, slabs: Vec<Slab>| GroupEntry {
+            name: group.into(),
+            slabs: slabs.into_iter().map(Arc::new).collect(),
+        };
+        let groups = spec.stacks.into_iter().flat_map(|stack| {
+            let name = stack.name;
+            stack.groups.into_iter().enumerate().map(move |(i, slabs)| (format!("{name}.{i}"), slabs))
+        });
+        Self {
+            number,
+            groups: groups.map(|(name, slabs)| entry(name, slabs)).collect(),
+            rest: entry("rest".to_owned(), spec.rest),
+            description,
+            homes: spec.homes,
+        }
+    }
+
+    pub(crate) fn entry(&self, place: Place) -> &GroupEntry {
+        match place {
+            Place::Rest => &self.rest,
+            Place::Group(group) => &self.groups[group],
+        }
+    }
+
+    /// Whether both are of the same groups, however large.
+    fn is_like(&self, other: &Self) -> bool {
+        let shape = |c: &Component| c.stacks.iter().map(|s| (s.name.clone(), s.groups.len())).collect::<Vec<_>>();
+        shape(&self.description) == shape(&other.description)
+    }
+}
+
+/// A component that can be put on a device, streamed through it, and taken off.
+pub struct Module<D: Device> {
+    built: Arc<Layout<D::Buffer>>,
+    /// As it is from its next load on.
+    now: RwLock<Arc<Layout<D::Buffer>>>,
+    /// The number of the layout that is on the device, and one more; zero: nothing is there.
+    loaded: AtomicU64,
     pub(crate) device: Arc<D>,
     pub(crate) timeline: Arc<Timeline>,
     stopwatch: Option<Arc<dyn Stopwatch>>,
@@ -130,21 +185,12 @@ const PASSES_KEPT: usize = 10_000;
 impl<D: Device> Module<D> {
     /// A module that is nowhere yet.
     pub fn new(spec: ModuleSpec<D::Buffer>, device: Arc<D>, timeline: Arc<Timeline>) -> Arc<Self> {
-        let description = spec.description();
-        let title: Arc<str> = description.name.as_str().into();
-        let entry = |group: String, slabs: Vec<Slab>| GroupEntry {
-            name: group.into(),
-            slabs: slabs.into_iter().map(Arc::new).collect(),
-        };
-        let groups = spec.stacks.into_iter().flat_map(|stack| {
-            let name = stack.name;
-            stack.groups.into_iter().enumerate().map(move |(i, slabs)| (format!("{name}.{i}"), slabs))
-        });
+        let built = Arc::new(Layout::new(0, spec));
+        let title: Arc<str> = built.description.name.as_str().into();
         Arc::new(Self {
-            groups: groups.map(|(name, slabs)| entry(name, slabs)).collect(),
-            rest: entry("rest".to_owned(), spec.rest),
-            description,
-            homes: spec.homes,
+            now: RwLock::new(built.clone()),
+            built,
+            loaded: AtomicU64::new(0),
             stopwatch: device.stopwatch(),
             device,
             timeline,
@@ -163,7 +209,7 @@ impl<D: Device> Module<D> {
 
     /// The name that it was built with. What it is registered as may be another.
     pub fn name(&self) -> &str {
-        &self.description.name
+        &self.built.description.name
     }
 
     /// What plans, errors and the timeline call it: one of the names that it is registered as, else its own.
@@ -199,9 +245,37 @@ impl<D: Device> Module<D> {
         self.owner.store(0, Release);
     }
 
-    /// What the planner is told about it.
-    pub const fn description(&self) -> &Component {
-        &self.description
+    /// What the planner was told about it when it was built.
+    pub fn description(&self) -> &Component {
+        &self.built.description
+    }
+
+    /// What the planner is told about it now; see [`ModelManager::replace`](crate::ModelManager::replace).
+    pub fn described(&self) -> Component {
+        self.now.read().description.clone()
+    }
+
+    /// What it is made of from its next load on.
+    pub(crate) fn layout(&self) -> Arc<Layout<D::Buffer>> {
+        self.now.read().clone()
+    }
+
+    /// Replaces what it is made of. What is on the device stays as it is.
+    pub(crate) fn set_layout(&self, spec: ModuleSpec<D::Buffer>) -> Result<()> {
+        let mut now = self.now.write();
+        let next = Layout::new(now.number + 1, spec);
+        if !next.is_like(&self.built) {
+            let reason = "what replaces a component has other groups than it";
+            return Err(EngineError::Misuse(format!("{}: {reason}", self.title())));
+        }
+        *now = Arc::new(next);
+        Ok(())
+    }
+
+    /// Whether what is on the device is older than this.
+    pub(crate) fn is_older_than(&self, layout: &Layout<D::Buffer>) -> bool {
+        let loaded = self.loaded.load(Acquire);
+        loaded != 0 && loaded != layout.number + 1
     }
 
     /// What it did so far.
@@ -231,10 +305,12 @@ impl<D: Device> Module<D> {
         *self.note.lock() = Some(note);
     }
 
-    pub(crate) fn load(&self, plan: &ComponentPlan) -> Result<()> {
+    /// `layout` is what the plan was made for.
+    pub(crate) fn load(&self, plan: &ComponentPlan, layout: &Arc<Layout<D::Buffer>>) -> Result<()> {
         let mut placement = self.placement.lock();
         if placement.is_none() {
-            let loaded = Placement::load(self, plan)?;
+            let loaded = Placement::load(self, layout.clone(), plan)?;
+            self.loaded.store(layout.number + 1, Release);
             *placement = Some((self.loads.fetch_add(1, Relaxed), loaded));
         }
         Ok(())
@@ -242,7 +318,9 @@ impl<D: Device> Module<D> {
 
     /// Takes everything off the device; the bytes, or the first thing that went wrong, after all was tried.
     pub(crate) fn unload(&self) -> Result<u64> {
-        self.placement.lock().take().map_or(Ok(0), |(_, placement)| placement.unload(self))
+        let mut placement = self.placement.lock();
+        self.loaded.store(0, Release);
+        placement.take().map_or(Ok(0), |(_, placement)| placement.unload(self))
     }
 
     pub(crate) fn begin_pass(&self) {
@@ -254,9 +332,9 @@ impl<D: Device> Module<D> {
     /// `start_ns`: when the pass began; `complete`: it ran to its end, so its order can be learned.
     pub(crate) fn end_pass(&self, start_ns: u64, complete: bool) -> Result<()> {
         self.timeline.span(Kind::Pass, 0, &self.whole(), start_ns, 0);
-        if self.groups.is_empty() {
+        if self.built.groups.is_empty() {
             // Nobody leases a whole component: its pass is its compute.
-            self.timeline.span(Kind::Compute, 0, &self.label(&self.rest), start_ns, 0);
+            self.timeline.span(Kind::Compute, 0, &self.label(&self.built.rest), start_ns, 0);
         }
         let mut passes = self.passes.lock();
         passes.0 += 1;
@@ -277,14 +355,19 @@ impl<D: Device> Module<D> {
         let (load, placement) = placement.as_mut().filter(|(_, p)| p.is_active()).ok_or_else(|| {
             EngineError::Misuse(format!("the blocks of {} are used outside its run(..)", self.title()))
         })?;
-        if group >= self.groups.len() {
-            let (name, count) = (self.title(), self.groups.len());
+        if group >= self.built.groups.len() {
+            let (name, count) = (self.title(), self.built.groups.len());
             return Err(EngineError::Misuse(format!("{name} has {count} groups, there is no group {group}")));
         }
         placement.acquire(self, group)?;
         // After the wait for its copy, which is nobody's compute.
-        let timed = self.begin_timing(Kind::Compute, &self.groups[group]);
-        Ok(GroupLease { module: self.clone(), load: *load, group, start_ns: self.timeline.now(), timed })
+        let timed = self.begin_timing(Kind::Compute, &self.built.groups[group]);
+        let start_ns = self.timeline.now();
+        if let Err(error) = placement.settle(self, group) {
+            self.end_timing(timed, false);
+            return Err(error);
+        }
+        Ok(GroupLease { module: self.clone(), load: *load, group, start_ns, timed })
     }
 
     fn begin_timing(&self, kind: Kind, entry: &GroupEntry) -> Option<Ticket> {
@@ -311,13 +394,6 @@ impl<D: Device> Module<D> {
     /// Names the component without a group.
     pub(crate) fn whole(&self) -> Label {
         Label { component: self.title(), group: "".into() }
-    }
-
-    pub(crate) fn entry(&self, place: Place) -> &GroupEntry {
-        match place {
-            Place::Rest => &self.rest,
-            Place::Group(group) => &self.groups[group],
-        }
     }
 
     pub(crate) fn label(&self, entry: &GroupEntry) -> Label {
@@ -375,7 +451,7 @@ pub struct GroupLease<D: Device> {
 impl<D: Device> Drop for GroupLease<D> {
     fn drop(&mut self) {
         self.module.end_timing(self.timed.take(), true);
-        let label = self.module.label(&self.module.groups[self.group]);
+        let label = self.module.label(&self.module.built.groups[self.group]);
         self.module.timeline.span(Kind::Compute, 0, &label, self.start_ns, 0);
         // A lease that outlived its placement has nothing to give back: unloading took it all.
         if let Some((load, placement)) = self.module.placement.lock().as_mut()

@@ -1,15 +1,22 @@
 //! A component on the device: its rest, its residents, and the slots its streamed groups take turns in.
 
 use crate::{
-    Device, EngineError, Result, device::Ticket, module::Module, module::Place, order::Order, slots::Slots, tiers,
+    Device, EngineError, Result,
+    device::Ticket,
+    module::{Layout, Module, Place},
+    order::Order,
+    slots::Slots,
+    tiers,
     timeline::Kind,
 };
 use mm_plan::ComponentPlan;
+use std::sync::Arc;
 
 /// A slab that lies in its home.
 type Placed = (Place, usize);
 
 pub(crate) struct Placement<D: Device> {
+    layout: Arc<Layout<D::Buffer>>,
     placed: Vec<Placed>,
     resident: Vec<bool>,
     slots: Slots<D>,
@@ -30,14 +37,14 @@ impl<D: Device> Placement<D> {
     /// Allocates what the plan says, fills rest and residents, makes the streamed groups ready to be copied from where the plan
     /// keeps them on the host, and starts the first. Host memory taken for that lives as long as the placement.
     /// On an error everything allocated has been given back.
-    pub(crate) fn load(module: &Module<D>, plan: &ComponentPlan) -> Result<Self> {
+    pub(crate) fn load(module: &Module<D>, layout: Arc<Layout<D::Buffer>>, plan: &ComponentPlan) -> Result<Self> {
         let resident: Vec<bool> = plan.stacks.iter().flat_map(|s| s.resident.iter().copied()).collect();
-        if resident.len() != module.groups.len() {
-            let reason = format!("{}: {} groups, the plan has {}", plan.name, module.groups.len(), resident.len());
+        if resident.len() != layout.groups.len() {
+            let reason = format!("{}: {} groups, the plan has {}", plan.name, layout.groups.len(), resident.len());
             return Err(EngineError::PlanMismatch { reason });
         }
         let streamed: Vec<usize> = (0..resident.len()).filter(|g| !resident[*g]).collect();
-        let slots = Slots::allocate(module, &streamed, plan.slots as usize)?;
+        let slots = Slots::allocate(module, &layout, &streamed, plan.slots as usize)?;
         let mut placement = Self {
             placed: Vec::new(),
             order: Order::new(streamed),
@@ -47,7 +54,8 @@ impl<D: Device> Placement<D> {
             profiled: None,
             timed: None,
             passes: 0,
-            last: (!plan.keep).then_some(module.description().passes),
+            last: (!plan.keep).then_some(layout.description.passes),
+            layout,
             deferred: None,
         };
         match placement.fill(module).and_then(|()| placement.prepare(module, plan)) {
@@ -65,22 +73,23 @@ impl<D: Device> Placement<D> {
 
     fn prepare(&mut self, module: &Module<D>, plan: &ComponentPlan) -> Result<()> {
         let streamed: Vec<usize> = (0..self.resident.len()).filter(|g| !self.resident[*g]).collect();
-        let (sources, notes) = tiers::prepare(module, plan, &streamed)?;
+        let (sources, notes) = tiers::prepare(module, &self.layout, plan, &streamed)?;
         self.slots.copy_from(sources);
         *module.notes.lock() = notes;
         Ok(())
     }
 
     fn fill(&mut self, module: &Module<D>) -> Result<()> {
-        let groups = (0..module.groups.len()).filter(|g| self.resident[*g]).map(Place::Group);
+        let layout = self.layout.clone();
+        let groups = (0..layout.groups.len()).filter(|g| self.resident[*g]).map(Place::Group);
         let places: Vec<Placed> = std::iter::once(Place::Rest)
             .chain(groups)
-            .flat_map(|place| (0..module.entry(place).slabs.len()).map(move |slab| (place, slab)))
+            .flat_map(|place| (0..layout.entry(place).slabs.len()).map(move |slab| (place, slab)))
             .collect();
         let mut copies = Vec::with_capacity(places.len());
         let mut outcome = Ok(());
         for (place, slab) in places {
-            let entry = module.entry(place);
+            let entry = layout.entry(place);
             let spec = &entry.slabs[slab];
             match module.device.allocate(spec.dtype(), spec.bytes()) {
                 Ok(buffer) => {
@@ -96,7 +105,7 @@ impl<D: Device> Placement<D> {
         // Every copy is waited for, whatever failed: its memory must come back.
         for (place, slab, copy) in copies {
             match module.device.finish(copy) {
-                Ok(buffer) if outcome.is_ok() => match module.homes.put(place, slab, buffer) {
+                Ok(buffer) if outcome.is_ok() => match layout.homes.put(place, slab, buffer) {
                     Ok(()) => self.placed.push((place, slab)),
                     Err((buffer, reason)) => {
                         module.device.free(buffer);
@@ -111,6 +120,10 @@ impl<D: Device> Placement<D> {
                     outcome = outcome.and(Err(failed.error));
                 }
             }
+            // A place's slabs follow each other.
+            if outcome.is_ok() && slab + 1 == layout.entry(place).slabs.len() {
+                outcome = layout.homes.arrived(place);
+            }
         }
         outcome
     }
@@ -121,10 +134,10 @@ impl<D: Device> Placement<D> {
         let slots = self.slots.free(module);
         let mut outcome = deferred.and(slots);
         for (place, slab) in self.placed.drain(..) {
-            match module.homes.take(place, slab) {
+            match self.layout.homes.take(place, slab) {
                 Ok(buffer) => {
                     module.device.free(buffer);
-                    outcome = outcome.map(|bytes| bytes + module.entry(place).slabs[slab].bytes());
+                    outcome = outcome.map(|bytes| bytes + self.layout.entry(place).slabs[slab].bytes());
                 }
                 Err(reason) => outcome = outcome.and(Err(EngineError::Internal(reason))),
             }
@@ -172,6 +185,11 @@ impl<D: Device> Placement<D> {
         self.slots.acquire(module, group, &self.order)?;
         self.prefetch(module);
         Ok(())
+    }
+
+    /// What was acquired is about to be computed with.
+    pub(crate) fn settle(&mut self, module: &Module<D>, group: usize) -> Result<()> {
+        if self.resident[group] { Ok(()) } else { self.slots.settle(module, group) }
     }
 
     pub(crate) fn release(&mut self, module: &Module<D>, group: usize) {

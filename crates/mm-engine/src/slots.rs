@@ -5,12 +5,12 @@
 
 use crate::{
     Device, EngineError, Result,
-    module::{Module, Place},
+    module::{Layout, Module, Place},
     order::Order,
     tiers::Sources,
 };
 use mm_plan::DType;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One slab of a group on its way into one of the slot's buffers.
 struct Flight<D: Device> {
@@ -34,6 +34,8 @@ struct Slot<D: Device> {
     used: Option<D::Event>,
     /// Compute used it, and the end of that could not be recorded yet.
     unmarked: bool,
+    /// What it holds was copied and not been in its homes since.
+    fresh: bool,
 }
 
 impl<D: Device> Slot<D> {
@@ -50,6 +52,7 @@ impl<D: Device> Slot<D> {
 }
 
 pub(crate) struct Slots<D: Device> {
+    layout: Arc<Layout<D::Buffer>>,
     dtypes: Vec<DType>,
     /// Bytes of the buffer of each.
     sizes: Vec<u64>,
@@ -59,14 +62,19 @@ pub(crate) struct Slots<D: Device> {
 
 impl<D: Device> Slots<D> {
     /// `count` slots, each with a buffer per dtype as large as the largest slab of that dtype.
-    pub(crate) fn allocate(module: &Module<D>, streamed: &[usize], count: usize) -> Result<Self> {
+    pub(crate) fn allocate(
+        module: &Module<D>,
+        layout: &Arc<Layout<D::Buffer>>,
+        streamed: &[usize],
+        count: usize,
+    ) -> Result<Self> {
         let mut sizes = BTreeMap::new();
-        for slab in streamed.iter().flat_map(|g| &module.groups[*g].slabs) {
+        for slab in streamed.iter().flat_map(|g| &layout.groups[*g].slabs) {
             let size = sizes.entry(slab.dtype()).or_insert(0);
             *size = slab.bytes().max(*size);
         }
         let (dtypes, bytes) = (sizes.keys().copied().collect(), sizes.values().copied().collect());
-        let mut this = Self { dtypes, sizes: bytes, slots: Vec::new(), sources: Vec::new() };
+        let mut this = Self { layout: layout.clone(), dtypes, sizes: bytes, slots: Vec::new(), sources: Vec::new() };
         if !streamed.is_empty() && count == 0 {
             let reason = format!("{}: groups stream, but the plan has no slot", module.title());
             return Err(EngineError::PlanMismatch { reason });
@@ -84,7 +92,7 @@ impl<D: Device> Slots<D> {
                     }
                 }
             }
-            this.slots.push(Slot { buffers, state: State::Empty, used: None, unmarked: false });
+            this.slots.push(Slot { buffers, state: State::Empty, used: None, unmarked: false, fresh: false });
         }
         Ok(this)
     }
@@ -99,7 +107,7 @@ impl<D: Device> Slots<D> {
         let mut outcome = Ok(());
         for index in 0..self.slots.len() {
             if let State::Leased { group, .. } = self.slots[index].state {
-                outcome = outcome.and(self.take_home(module, index, group));
+                outcome = outcome.and(self.take_home(index, group));
             }
             // A copy nobody waits for any more: that it failed is of no interest.
             let _ = self.land(module, index);
@@ -149,6 +157,21 @@ impl<D: Device> Slots<D> {
         Ok(())
     }
 
+    /// Lets what was copied be added to before it is computed with. On an error the slot is empty, and its lease is over.
+    pub(crate) fn settle(&mut self, module: &Module<D>, group: usize) -> Result<()> {
+        let fresh = |slot: &Slot<D>| slot.fresh && slot.is_leased() && slot.holds() == Some(group);
+        let Some(index) = self.slots.iter().position(fresh) else { return Ok(()) };
+        self.slots[index].fresh = false;
+        let Err(error) = self.layout.homes.arrived(Place::Group(group)) else { return Ok(()) };
+        // What had begun may still compute.
+        self.slots[index].unmarked = true;
+        let taken = self.take_home(index, group);
+        self.slots[index].state = State::Empty;
+        // What went wrong first is the one to report.
+        let _ = taken.and_then(|()| self.mark(module, index));
+        Err(error)
+    }
+
     /// Takes `group` out of its homes once its last lease is gone. Its weights stay in the slot until
     /// another group needs it.
     pub(crate) fn release(&mut self, module: &Module<D>, group: usize) -> Result<()> {
@@ -162,7 +185,7 @@ impl<D: Device> Slots<D> {
             return Ok(());
         }
         self.slots[index].unmarked = true;
-        self.take_home(module, index, group)?;
+        self.take_home(index, group)?;
         self.mark(module, index)
     }
 
@@ -224,7 +247,8 @@ impl<D: Device> Slots<D> {
         // succeeded doesn't matter.
         let _ = self.land(module, index);
         self.mark(module, index)?;
-        let entry = &module.groups[group];
+        let layout = self.layout.clone();
+        let entry = &layout.groups[group];
         let slot = &mut self.slots[index];
         slot.state = State::Empty;
         let mut copies = Vec::with_capacity(entry.slabs.len());
@@ -255,7 +279,7 @@ impl<D: Device> Slots<D> {
         };
         let mut outcome = Ok(());
         for Flight { buffer, copy } in copies {
-            match module.finish(&module.groups[group], copy) {
+            match module.finish(&self.layout.groups[group], copy) {
                 Ok(memory) => slot.buffers[buffer] = Some(memory),
                 Err(failed) => {
                     slot.buffers[buffer] = failed.buffer;
@@ -264,36 +288,38 @@ impl<D: Device> Slots<D> {
             }
         }
         if outcome.is_ok() {
-            slot.state = State::Ready { group };
+            (slot.state, slot.fresh) = (State::Ready { group }, true);
         }
         outcome
     }
 
     fn put_home(&mut self, module: &Module<D>, index: usize, group: usize) -> Result<()> {
-        for (slab, spec) in module.groups[group].slabs.iter().enumerate() {
+        let layout = self.layout.clone();
+        for (slab, spec) in layout.groups[group].slabs.iter().enumerate() {
             let lost = || EngineError::Internal(format!("a slot of {} is incomplete", module.title()));
             let buffer = self.dtypes.iter().position(|dtype| *dtype == spec.dtype()).ok_or_else(lost)?;
             let memory = self.slots[index].buffers[buffer].take().ok_or_else(lost)?;
-            if let Err((memory, reason)) = module.homes.put(Place::Group(group), slab, memory) {
+            if let Err((memory, reason)) = layout.homes.put(Place::Group(group), slab, memory) {
                 self.slots[index].buffers[buffer] = Some(memory);
                 // Slabs already at home come back; this error is the one to report.
-                let _ = self.take_slabs(module, index, group, slab);
+                let _ = self.take_slabs(index, group, slab);
                 return Err(EngineError::Internal(reason));
             }
         }
         Ok(())
     }
 
-    fn take_home(&mut self, module: &Module<D>, index: usize, group: usize) -> Result<()> {
-        let outcome = self.take_slabs(module, index, group, module.groups[group].slabs.len());
+    fn take_home(&mut self, index: usize, group: usize) -> Result<()> {
+        let outcome = self.take_slabs(index, group, self.layout.groups[group].slabs.len());
         self.slots[index].state = if outcome.is_ok() { State::Ready { group } } else { State::Empty };
         outcome
     }
 
-    fn take_slabs(&mut self, module: &Module<D>, index: usize, group: usize, count: usize) -> Result<()> {
+    fn take_slabs(&mut self, index: usize, group: usize, count: usize) -> Result<()> {
+        let layout = self.layout.clone();
         let mut outcome = Ok(());
-        for (slab, spec) in module.groups[group].slabs.iter().enumerate().take(count) {
-            match module.homes.take(Place::Group(group), slab) {
+        for (slab, spec) in layout.groups[group].slabs.iter().enumerate().take(count) {
+            match layout.homes.take(Place::Group(group), slab) {
                 Ok(memory) => {
                     if let Some(buffer) = self.dtypes.iter().position(|dtype| *dtype == spec.dtype()) {
                         self.slots[index].buffers[buffer] = Some(memory);

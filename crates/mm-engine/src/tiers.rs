@@ -1,7 +1,10 @@
 //! Where streamed groups are copied from: where the plan keeps them, or, where the host has no room for that after all, where
 //! no room is needed.
 
-use crate::{Device, EngineError, Result, Slab, module::Module};
+use crate::{
+    Device, EngineError, Result, Slab,
+    module::{Layout, Module},
+};
 use mm_plan::{ComponentPlan, HostTier};
 use std::sync::Arc;
 
@@ -14,20 +17,21 @@ pub(crate) type Sources<D> = Vec<Vec<<D as Device>::Source>>;
 /// What a component's streamed groups are copied from, and, where that is not what the plan says, notes that say why.
 pub(crate) fn prepare<D: Device>(
     module: &Module<D>,
+    layout: &Layout<D::Buffer>,
     plan: &ComponentPlan,
     streamed: &[usize],
 ) -> Result<(Sources<D>, Vec<String>)> {
     let tiers: Vec<HostTier> = plan.stacks.iter().flat_map(|s| s.host.iter().copied()).collect();
-    if tiers.len() != module.groups.len() {
-        let reason = format!("{}: {} groups, the plan has {} host tiers", plan.name, module.groups.len(), tiers.len());
+    if tiers.len() != layout.groups.len() {
+        let reason = format!("{}: {} groups, the plan has {} host tiers", plan.name, layout.groups.len(), tiers.len());
         return Err(EngineError::PlanMismatch { reason });
     }
-    let mut sources: Sources<D> = module.groups.iter().map(|_| Vec::new()).collect();
+    let mut sources: Sources<D> = layout.groups.iter().map(|_| Vec::new()).collect();
     let mut refusals: Vec<Refusal> = Vec::new();
     let (mut in_files, mut copied) = (Vec::new(), 0u64);
-    for batch in batches(module, &tiers, streamed) {
+    for batch in batches(layout, &tiers, streamed) {
         let tier = tiers[batch[0]];
-        let slabs: Vec<_> = batch.iter().flat_map(|g| module.groups[*g].slabs.iter().cloned()).collect();
+        let slabs: Vec<_> = batch.iter().flat_map(|g| layout.groups[*g].slabs.iter().cloned()).collect();
         let is_copied = matches!(tier, HostTier::PageLocked | HostTier::Pageable);
         // Where there was no room once, there is none for what follows.
         let mut refused = refusals.iter().position(|refusal| refusal.tier == tier);
@@ -54,10 +58,10 @@ pub(crate) fn prepare<D: Device>(
         copied = copied.saturating_add(sum(slabs.iter().map(|slab| slab.bytes())));
         let mut copies = copies.into_iter();
         for group in batch {
-            sources[*group] = copies.by_ref().take(module.groups[*group].slabs.len()).collect();
+            sources[*group] = copies.by_ref().take(layout.groups[*group].slabs.len()).collect();
         }
     }
-    let slabs = |group: &usize| module.groups[*group].slabs.iter();
+    let slabs = |group: &usize| layout.groups[*group].slabs.iter();
     // What the page cache can't hold is never found there, and would push out what is.
     let read = sum(in_files.iter().flat_map(slabs).map(|slab| slab.host_bytes()));
     let around_cache = module.host_memory().is_some_and(|memory| read > memory.saturating_sub(copied));
@@ -94,14 +98,14 @@ fn sum(bytes: impl Iterator<Item = u64>) -> u64 {
 }
 
 /// Streamed groups that follow each other and have one tier, up to [`BATCH`].
-fn batches<'a, D: Device>(
-    module: &'a Module<D>,
+fn batches<'a, B>(
+    layout: &'a Layout<B>,
     tiers: &'a [HostTier],
     streamed: &'a [usize],
 ) -> impl Iterator<Item = &'a [usize]> {
     let mut bytes = 0u64;
     streamed.chunk_by(move |before, group| {
-        let size = |group: usize| sum(module.groups[group].slabs.iter().map(|slab| slab.bytes()));
+        let size = |group: usize| sum(layout.groups[group].slabs.iter().map(|slab| slab.bytes()));
         bytes = bytes.saturating_add(size(*before));
         let joins = tiers[*before] == tiers[*group] && bytes.saturating_add(size(*group)) <= BATCH;
         bytes = if joins { bytes } else { 0 };

@@ -16,13 +16,15 @@ mod watch;
 use crate::{
     Error,
     build::{Built, Link, build},
+    home::Home,
+    lora::layout::Base,
 };
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 use follow::Follow;
-use gate::{Gate, Gated};
+pub(crate) use gate::Gate;
 use mm_cache::Weights;
-use mm_engine::{AnyBuffer, AnyDevice, EngineError, ModelManager, ModuleSpec, Slab, StrategyOverride};
+use mm_engine::{AnyDevice, EngineError, ModelManager, Slab, StrategyOverride};
 use mm_plan::Strategy;
 pub(crate) use outline::Outline;
 use parking_lot::Mutex;
@@ -115,7 +117,7 @@ pub(crate) fn build_with_spans<M>(
     let events = survey.watch.events();
     let reason = match surveyed {
         Err(error) => format!("it can't be built without its weights ({})", first_line(&error)),
-        Ok((_, spec, _)) if !spec.stacks.is_empty() => {
+        Ok(built) if !built.base.stacks.is_empty() => {
             "it holds its blocks in `Blocks`, and streams by these".to_owned()
         }
         Ok(_) => {
@@ -134,33 +136,33 @@ pub(crate) fn build_with_spans<M>(
         }
     };
     let built = build(name, weights, dtype, device, memory, None, &make)?;
-    let covered = coverage(&built.1, Some(reason));
-    let spans = Spans { followed: None, link: built.2.clone(), coverage: Mutex::new(covered), whole: Mutex::default() };
+    let covered = coverage(&built.base, Some(reason));
+    let spans =
+        Spans { followed: None, link: built.link.clone(), coverage: Mutex::new(covered), whole: Mutex::default() };
     Ok((built, spans))
 }
 
-fn followed<M>((model, spec, link): Built<M>, survey: &Survey) -> (Built<M>, Spans) {
-    let covered = coverage(&spec, None);
-    let slabs: Vec<usize> = spec.stacks.iter().flat_map(|stack| stack.groups.iter().map(Vec::len)).collect();
-    let gate = Gate::new(spec.homes, slabs.into_iter());
-    let spec = ModuleSpec { homes: Box::new(Gated(gate.clone())), ..spec };
+fn followed<M>(mut built: Built<M>, survey: &Survey) -> (Built<M>, Spans) {
+    let covered = coverage(&built.base, None);
+    let gate = Gate::new(built.base.groups.len());
+    built.base.gate = Some(gate.clone());
     let groups = survey.outline.as_ref().map_or_else(Vec::new, |outline| outline.spans.clone());
-    let follow = Arc::new(Follow::new(groups, gate.clone(), link.clone()));
+    let follow = Arc::new(Follow::new(groups, gate.clone(), built.link.clone()));
     survey.watch.follow(follow.clone());
     let spans = Spans {
         followed: Some((follow, gate)),
-        link: link.clone(),
+        link: built.link.clone(),
         coverage: Mutex::new(covered),
         whole: Mutex::default(),
     };
-    ((model, spec, link), spans)
+    (built, spans)
 }
 
-fn coverage(spec: &ModuleSpec<AnyBuffer>, whole: Option<String>) -> SpanCoverage {
-    let bytes = |slabs: &[Slab]| slabs.iter().map(Slab::bytes).fold(0, u64::saturating_add);
-    let groups: Vec<u64> = spec.stacks.iter().flat_map(|stack| stack.groups.iter().map(|g| bytes(g))).collect();
+fn coverage(base: &Base, whole: Option<String>) -> SpanCoverage {
+    let bytes = |slabs: &[(Slab, Arc<Home>)]| slabs.iter().map(|(slab, _)| slab.bytes()).fold(0, u64::saturating_add);
+    let groups: Vec<u64> = base.groups.iter().map(|group| bytes(group)).collect();
     let covered = if whole.is_some() { 0 } else { groups.iter().copied().fold(0, u64::saturating_add) };
-    let total = groups.iter().copied().fold(bytes(&spec.rest), u64::saturating_add);
+    let total = groups.iter().copied().fold(bytes(&base.rest), u64::saturating_add);
     let groups = if whole.is_some() { 0 } else { groups.len() };
     SpanCoverage { groups, covered, total, verified: false, whole }
 }

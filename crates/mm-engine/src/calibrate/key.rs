@@ -6,8 +6,8 @@ use std::fmt::Write;
 
 /// Two components of the same groups, tensors, shapes and dtypes, stored and on the device, have the same key.
 pub(crate) fn component_key<D: Device>(module: &Module<D>) -> Key {
-    let mut text = String::new();
-    let stacks = module.description().stacks.iter().map(|stack| (&stack.name, stack.groups.len()));
+    let (mut text, layout) = (String::new(), module.layout());
+    let stacks = layout.description.stacks.iter().map(|stack| (&stack.name, stack.groups.len()));
     let mut say = |args: std::fmt::Arguments<'_>| {
         // Writing to a string can't fail.
         let _ = text.write_fmt(args);
@@ -23,7 +23,7 @@ pub(crate) fn component_key<D: Device>(module: &Module<D>) -> Key {
             }
         }
     };
-    place(&module.rest);
-    module.groups.iter().for_each(&mut place);
+    place(&layout.rest);
+    layout.groups.iter().for_each(&mut place);
     component_hash(&text)
 }

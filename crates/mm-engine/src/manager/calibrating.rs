@@ -72,9 +72,11 @@ impl<D: Device> State<D> {
                     bytes: entry.slabs.iter().map(|slab| slab.bytes()).fold(0, u64::saturating_add),
                     stored: entry.slabs.iter().map(|slab| slab.host_bytes()).fold(0, u64::saturating_add),
                 };
-                let parts = module.groups.iter().chain([&module.rest]).map(part).collect();
-                let slabs = module.groups.iter().chain([&module.rest]).map(|entry| entry.slabs.len()).sum();
-                let met = Met { key, parts, slabs, passes: module.description().passes };
+                let layout = module.layout();
+                let entries = || layout.groups.iter().chain([&layout.rest]);
+                let parts = entries().map(part).collect();
+                let slabs = entries().map(|entry| entry.slabs.len()).sum();
+                let met = Met { key, parts, slabs, passes: layout.description.passes };
                 session.meet(&title, met, self.machine.ram_available);
             }
         }

@@ -38,7 +38,7 @@ impl<D: Device> Registry<D> {
         for (id, entry) in self.entries() {
             let name = entry.module.title();
             let placement = placements.get(&id).ok_or_else(|| mismatch(format!("it has no component {name:?}")))?;
-            check_component(entry.module.description(), placement, plan.peak.device)
+            check_component(&entry.module.layout().description, placement, plan.peak.device)
                 .map_err(|reason| mismatch(format!("{name}: {reason}")))?;
         }
         Ok(InForce { plan: plan.clone(), placements })

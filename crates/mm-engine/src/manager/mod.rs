@@ -11,6 +11,7 @@ mod planning;
 mod registration;
 mod registry;
 mod release;
+mod replace;
 mod retry;
 mod run;
 mod share;
@@ -29,6 +30,7 @@ pub use sources::{Pipeline, SourceRegistration};
 use crate::{
     Device, DeviceMemory, EngineError, Module, ModuleStats, Result,
     calibrate::Session,
+    module::Layout,
     timeline::{Form, Timeline},
 };
 use admission::{Admission, Id, Ticket};
@@ -50,11 +52,16 @@ use std::{
 };
 use survival::Survival;
 
+/// What each component is made of.
+type Layouts<D> = BTreeMap<Id, Arc<Layout<<D as Device>::Buffer>>>;
+
 struct State<D: Device> {
     registry: Registry<D>,
     admission: Admission<ThreadId>,
     /// How what is on the device lies there.
     applied: BTreeMap<Id, ComponentPlan>,
+    /// What the plan in force was made for.
+    layouts: Layouts<D>,
     machine: Machine,
     policy: Policy,
     overrides: Vec<Override>,
@@ -127,6 +134,7 @@ impl<D: Device> ModelManager<D> {
             registry: Registry::default(),
             admission: Admission::default(),
             applied: BTreeMap::new(),
+            layouts: BTreeMap::new(),
             machine,
             policy,
             overrides: Vec::new(),

@@ -5,7 +5,7 @@
 //! possible, or if it fails, the old plan is in force, and whoever is inside a run goes on by it.
 
 use super::{
-    ModelManager, State,
+    Layouts, ModelManager, State,
     admission::{Answer, Id, Never, Share, Shares, Ticket},
     calibrating, overrides,
     registry::Registry,
@@ -166,7 +166,12 @@ impl<D: Device> State<D> {
     /// with none where runs of other threads are in the way. Then the plan before is in force.
     fn enforce(&mut self, ticket: Ticket, next: InForce) -> Result<(), (InForce, Option<EngineError>)> {
         let now = |id: &Id| self.applied.get(id).or_else(|| self.in_force.as_ref()?.placements.get(id));
-        let differs = |(id, new): &(&Id, &ComponentPlan)| now(id).is_none_or(|old| !is_same(old, new));
+        let layouts: Layouts<D> = self.registry.entries().map(|(id, entry)| (id, entry.module.layout())).collect();
+        let is_older = |id: &Id| {
+            let module = self.registry.entry(*id).map(|entry| &entry.module);
+            module.zip(layouts.get(id)).is_some_and(|(module, layout)| module.is_older_than(layout))
+        };
+        let differs = |(id, new): &(&Id, &ComponentPlan)| is_older(id) || now(id).is_none_or(|old| !is_same(old, new));
         let touched: BTreeSet<Id> = next.placements.iter().filter(differs).map(|(id, _)| *id).collect();
         let misuse = |text: String| Some(EngineError::Misuse(text));
         match self.admission.change(ticket, touched, next.plan.peak.device) {
@@ -190,7 +195,7 @@ impl<D: Device> State<D> {
         }
         self.admission.put_in_force(self.shares(&next));
         self.planned = self.planned.max(next.plan.peak.device);
-        (self.in_force, self.current) = (Some(next), true);
+        (self.in_force, self.layouts, self.current) = (Some(next), layouts, true);
         self.changed_by.clear();
         // A plan that was given is measured as well.
         self.figures(&self.registry);

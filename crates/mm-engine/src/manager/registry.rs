@@ -196,15 +196,15 @@ impl<D: Device> Registry<D> {
     pub(super) fn descriptions(&self) -> Vec<Component> {
         let mut components = Vec::new();
         for (id, entry) in self.entries() {
-            let description = entry.module.description();
+            let description = entry.module.described();
             let names = self.names_of(id);
             let Some((name, aliases)) = names.split_first() else { continue };
-            components.push(Component { name: (*name).to_owned(), ..description.clone() });
             components.extend(aliases.iter().map(|alias| Component {
                 phase: description.phase,
                 same_as: Some((*name).to_owned()),
                 ..Component::whole(*alias, 0)
             }));
+            components.push(Component { name: (*name).to_owned(), ..description });
         }
         components
     }

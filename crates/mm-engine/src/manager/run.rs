@@ -6,7 +6,7 @@ use super::{
     planning::CIRCLE,
     retry::Retry,
 };
-use crate::{Device, EngineError, Module, Result, timeline::Kind};
+use crate::{Device, EngineError, Module, Result, module::Layout, timeline::Kind};
 use mm_plan::ComponentPlan;
 use std::{
     marker::PhantomData,
@@ -33,23 +33,23 @@ impl<D: Device> ModelManager<D> {
                 state.admit(ticket, here, module, &self.device)
             });
             // Memory ran out first; that nothing smaller can be put in force comes after that.
-            let (id, placement) = match (admitted, short.take()) {
+            let (id, placement, layout) = match (admitted, short.take()) {
                 (Ok(admitted), None) => admitted,
                 (Err(error), None) | (Err(_), Some((error, _))) => return Err(error),
-                (Ok((id, placement)), Some((error, retry))) => {
+                (Ok((id, placement, layout)), Some((error, retry))) => {
                     if let Retry::Below(limit) = retry
                         && placement.engine_bytes >= limit
                     {
                         drop(self.loading(module, id));
                         return Err(error);
                     }
-                    (id, placement)
+                    (id, placement, layout)
                 }
             };
             let run = self.loading(module, id);
             let waited = looks > 1 || !module.is_loaded();
             // With no lock held: others begin and end their runs meanwhile.
-            match module.load(&placement) {
+            match module.load(&placement, &layout) {
                 Ok(()) => return Ok(run.start(waited.then_some(asked_ns))),
                 Err(error) => {
                     let Some(least) = error.shortage() else { return Err(error) };
@@ -80,6 +80,9 @@ impl<D: Device> ModelManager<D> {
     }
 }
 
+/// Who was let in, how it is placed, and what that was planned for.
+type Admitted<D> = (Id, ComponentPlan, Arc<Layout<<D as Device>::Buffer>>);
+
 impl<D: Device> State<D> {
     /// Lets a run in; what must leave the device for it has left.
     fn admit(
@@ -88,7 +91,7 @@ impl<D: Device> State<D> {
         here: ThreadId,
         module: &Arc<Module<D>>,
         device: &D,
-    ) -> Result<Option<(Id, ComponentPlan)>> {
+    ) -> Result<Option<Admitted<D>>> {
         let unknown = || {
             let name = module.title();
             EngineError::Misuse(format!(
@@ -126,7 +129,9 @@ impl<D: Device> State<D> {
             return Err(error);
         }
         self.applied.insert(id, placement.clone());
-        Ok(Some((id, placement)))
+        // The plan is for this one, whatever it was replaced by since.
+        let layout = self.layouts.get(&id).cloned().unwrap_or_else(|| module.layout());
+        Ok(Some((id, placement, layout)))
     }
 
     fn never(&self, never: Never, module: &Module<D>) -> EngineError {

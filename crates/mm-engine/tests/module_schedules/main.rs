@@ -122,7 +122,7 @@ impl Rig {
     }
 
     fn begin(&self) {
-        self.module.load(&self.plan).unwrap();
+        self.module.load(&self.plan, &self.module.layout()).unwrap();
         self.module.begin_pass();
     }
 
