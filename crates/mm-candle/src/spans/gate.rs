@@ -19,12 +19,20 @@ struct State {
     guarded: Vec<Weak<Guarded>>,
 }
 
-/// Homes, and what is kept out of them.
+/// Homes, and what is kept out of them. Those of before and after a LoRA came are the same ones in part, so each knows what is its own.
 struct Guarded {
     gate: Arc<Gate>,
     homes: CandleHomes,
-    /// Per group and slab, while the group is closed and on the device.
-    aside: Mutex<Vec<Vec<Option<AnyBuffer>>>>,
+    /// Per group and slab.
+    slabs: Mutex<Vec<Vec<Slab>>>,
+}
+
+/// Where the memory of a slab is.
+enum Slab {
+    /// With the engine.
+    Away,
+    Home,
+    Aside(AnyBuffer),
 }
 
 impl Gate {
@@ -34,8 +42,8 @@ impl Gate {
 
     /// What the engine is given in the homes' place.
     pub(crate) fn guard(self: &Arc<Self>, homes: CandleHomes) -> Box<dyn Homes<AnyBuffer>> {
-        let aside = homes.groups.iter().map(|slabs| slabs.iter().map(|_| None).collect()).collect();
-        let guarded = Arc::new(Guarded { gate: self.clone(), homes, aside: Mutex::new(aside) });
+        let slabs = homes.groups.iter().map(|slabs| slabs.iter().map(|_| Slab::Away).collect()).collect();
+        let guarded = Arc::new(Guarded { gate: self.clone(), homes, slabs: Mutex::new(slabs) });
         let known = &mut self.0.lock().guarded;
         known.retain(|guarded| guarded.strong_count() > 0);
         known.push(Arc::downgrade(&guarded));
@@ -80,16 +88,21 @@ impl Guarded {
     fn turn(&self, group: usize, open: bool) -> Result<(), String> {
         let place = Place::Group(group);
         let mut outcome = Ok(());
-        for (slab, aside) in self.aside.lock()[group].iter_mut().enumerate() {
-            if !open {
-                // Empty where the engine has put nothing.
-                *aside = self.homes.take(place, slab).ok();
-            } else if let Some(buffer) = aside.take()
-                && let Err((buffer, reason)) = self.homes.put(place, slab, buffer)
-            {
-                *aside = Some(buffer);
+        for (index, slab) in self.slabs.lock()[group].iter_mut().enumerate() {
+            let turned = match std::mem::replace(slab, Slab::Away) {
+                Slab::Aside(buffer) if open => match self.homes.put(place, index, buffer) {
+                    Ok(()) => Ok(Slab::Home),
+                    Err((buffer, reason)) => Err((Slab::Aside(buffer), reason)),
+                },
+                Slab::Home if !open => {
+                    self.homes.take(place, index).map(Slab::Aside).map_err(|reason| (Slab::Home, reason))
+                }
+                as_it_is => Ok(as_it_is),
+            };
+            *slab = turned.unwrap_or_else(|(as_it_was, reason)| {
                 outcome = Err(reason);
-            }
+                as_it_was
+            });
         }
         outcome
     }
@@ -101,15 +114,18 @@ impl Homes<AnyBuffer> for Gated {
     fn put(&self, place: Place, slab: usize, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
         let state = self.0.gate.0.lock();
         let Place::Group(group) = place else { return self.0.homes.put(place, slab, buffer) };
-        if state.open.get(group).is_none_or(|open| *open) {
-            return self.0.homes.put(place, slab, buffer);
-        }
-        match self.0.aside.lock().get_mut(group).and_then(|group| group.get_mut(slab)) {
-            Some(aside @ None) => {
-                *aside = Some(buffer);
+        let mut slabs = self.0.slabs.lock();
+        match slabs.get_mut(group).and_then(|group| group.get_mut(slab)) {
+            Some(at @ Slab::Away) => {
+                *at = if state.open[group] {
+                    self.0.homes.put(place, slab, buffer)?;
+                    Slab::Home
+                } else {
+                    Slab::Aside(buffer)
+                };
                 Ok(())
             }
-            Some(Some(_)) => Err((buffer, format!("slab {slab} of {place:?} is there already"))),
+            Some(_) => Err((buffer, format!("slab {slab} of {place:?} is there already"))),
             None => Err((buffer, format!("there is no slab {slab} of {place:?}"))),
         }
     }
@@ -117,8 +133,14 @@ impl Homes<AnyBuffer> for Gated {
     fn take(&self, place: Place, slab: usize) -> Result<AnyBuffer, String> {
         let _state = self.0.gate.0.lock();
         let Place::Group(group) = place else { return self.0.homes.take(place, slab) };
-        let aside = self.0.aside.lock().get_mut(group).and_then(|group| group.get_mut(slab)?.take());
-        aside.map_or_else(|| self.0.homes.take(place, slab), Ok)
+        let mut slabs = self.0.slabs.lock();
+        let at = slabs.get_mut(group).and_then(|group| group.get_mut(slab));
+        let at = at.ok_or_else(|| format!("there is no slab {slab} of {place:?}"))?;
+        match std::mem::replace(at, Slab::Away) {
+            Slab::Aside(buffer) => Ok(buffer),
+            // Where nothing is, its homes say so.
+            Slab::Home | Slab::Away => self.0.homes.take(place, slab),
+        }
     }
 
     fn arrived(&self, place: Place) -> mm_engine::Result<()> {
