@@ -19,8 +19,10 @@
 //! ```
 //!
 //! Any model, unmodified, is a component: it is on the device inside [`Component::run`], whole. A model that
-//! holds its repeated blocks in [`Blocks`] instead of a `Vec` streams block by block. What stays and what
-//! streams is the plan's business; this crate decides nothing, and knows no model.
+//! holds its repeated blocks in [`Blocks`] instead of a `Vec` streams block by block. With [`LoadSpec::spans`] an unmodified
+//! model streams as well, by the `tracing` spans that its layers enter. What stays and what
+//! streams is the plan's business; this crate decides nothing, and knows no model. Who schedules models alone takes
+//! [`Placement`], a wrapper of any `VarBuilder` backend.
 //!
 //! Guarantees, each with the test file that checks it:
 //! 1. Outputs are bit-identical to an unmanaged run under every strategy and budget, after errors and
@@ -32,13 +34,18 @@
 //! 6. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
 //! 7. A file truncated or written in place while it streams is an error that names file, tensor and range; one replaced
 //!    by renaming goes on as it was; what is loaded anew has the new weights (`tests/files.rs`).
+//! 8. By spans too outputs are bit-identical, in whatever order, on whatever thread, how deep inside each other and how often spans
+//!    are entered; a weight used outside its spans is an error, told once, and then the component is whole (`tests/spans.rs`,
+//!    `tests/spans_used.rs`). Somebody else's subscriber hears what it would hear (`tests/spans_foreign.rs`).
+//! 9. [`Placement`] gives memory back, and brings back the same bits (`tests/placement.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
 //! kernels refuse by its dtype. candle is pinned to an exact version because this rests on its internals.
 //!
 //! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
-//! any budget; `QTensor`s can't be swapped.
+//! any budget; `QTensor`s can't be swapped. Spans are gone where any crate of the program asks for tracing's features
+//! `max_level_*` or `release_max_level_*`; [`Component::spans`] says so.
 #![deny(unsafe_code)]
 
 mod blocks;

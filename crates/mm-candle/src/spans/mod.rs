@@ -142,7 +142,7 @@ pub(crate) fn build_with_spans<M>(
 fn followed<M>((model, spec, link): Built<M>, survey: &Survey) -> (Built<M>, Spans) {
     let covered = coverage(&spec, None);
     let slabs: Vec<usize> = spec.stacks.iter().flat_map(|stack| stack.groups.iter().map(Vec::len)).collect();
-    let gate = Gate::new(spec.homes, slabs.into_iter());
+    let gate = Gate::new(spec.homes, &slabs);
     let spec = ModuleSpec { homes: Box::new(Gated(gate.clone())), ..spec };
     let groups = survey.outline.as_ref().map_or_else(Vec::new, |outline| outline.spans.clone());
     let follow = Arc::new(Follow::new(groups, gate.clone(), link.clone()));
