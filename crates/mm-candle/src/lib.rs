@@ -19,8 +19,10 @@
 //! ```
 //!
 //! Any model, unmodified, is a component: it is on the device inside [`Component::run`], whole. A model that
-//! holds its repeated blocks in [`Blocks`] instead of a `Vec` streams block by block. What stays and what
-//! streams is the plan's business; this crate decides nothing, and knows no model.
+//! holds its repeated blocks in [`Blocks`] instead of a `Vec` streams block by block. With [`LoadSpec::spans`] an unmodified
+//! model streams as well, by the `tracing` spans that its layers enter. What stays and what
+//! streams is the plan's business; this crate decides nothing, and knows no model. Who schedules models alone takes
+//! [`Placement`], a wrapper of any `VarBuilder` backend.
 //!
 //! Guarantees, each with the test file that checks it:
 //! 1. Outputs are bit-identical to an unmanaged run under every strategy and budget, after errors and
@@ -35,13 +37,19 @@
 //! 8. Quantized weights (GGUF files, by [`linear`] and [`embedding`]) compute what candle's own quantized layers do, bit for bit, and
 //!    on the device are the file's bytes; whatever dtype weights are stored in, they are cast as candle casts them
 //!    (`tests/quantized.rs`, `tests/precision.rs`).
+//! 9. By spans too outputs are bit-identical, in whatever order, on whatever thread, how deep inside each other and how often spans
+//!    are entered; a weight used outside its spans is an error, told once, and then the component is whole (`tests/spans.rs`,
+//!    `tests/spans_used.rs`). Somebody else's subscriber hears what it would hear (`tests/spans_foreign.rs`).
+//! 10. [`Placement`] gives memory back, and brings back the same bits (`tests/placement.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
 //! kernels refuse by its dtype. candle is pinned to an exact version because this rests on its internals.
 //!
 //! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
-//! any budget; so do `QTensor`s that a model makes itself, where [`linear`] would make one only while it computes.
+//! any budget; so do `QTensor`s that a model makes itself, where [`linear`] would make one only while it computes. Spans
+//! are gone where any crate of the program asks for tracing's features `max_level_*` or `release_max_level_*`;
+//! [`Component::spans`] says so.
 #![deny(unsafe_code)]
 
 mod blocks;

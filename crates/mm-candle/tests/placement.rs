@@ -20,6 +20,7 @@ use std::{
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
+/// The counter is the process's.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn vb(weights: &Placement) -> VarBuilder<'static> {
@@ -55,7 +56,7 @@ fn memory_really_falls_and_what_the_backend_keeps_stays() {
     let view = weight.narrow(0, 1, 2).unwrap();
     let before = HEAP.current_usage();
     assert_eq!(weights.evict("a").unwrap(), 4 * (SIDE * SIDE) as u64);
-    assert!(HEAP.current_usage() + 4 * SIDE * SIDE <= before + 4096, "{} of {before}", HEAP.current_usage());
+    assert!(HEAP.current_usage() + 4 * SIDE * SIDE <= before + (64 << 10), "{} of {before}", HEAP.current_usage());
     assert!(weight.sqr().is_err() && view.sqr().is_err());
     assert_eq!(bits(&kept).len(), SIDE * SIDE);
     weights.restore("a").unwrap();
@@ -82,6 +83,7 @@ impl<B: SimpleBackend> SimpleBackend for Twice<B> {
 
 #[test]
 fn it_composes_with_other_wrappers() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let stored = HashMap::from([("l.weight".to_owned(), tensor(&[3, 4], 1)), ("l.bias".to_owned(), tensor(&[3], 2))]);
     let x = tensor(&[2, 4], 9);
     let direct = VarBuilder::from_backend(Box::new(Twice(stored.clone())), DType::F32, Device::Cpu);
@@ -97,6 +99,7 @@ fn it_composes_with_other_wrappers() {
 
 #[test]
 fn a_backend_that_is_trained_in_place_is_asked_again() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let map = VarMap::new();
     let weights = Placement::over(map.clone());
     let weight = vb(&weights).get_with_hints(4, "w", Init::Const(1.0)).unwrap();
@@ -109,6 +112,7 @@ fn a_backend_that_is_trained_in_place_is_asked_again() {
 
 #[test]
 fn what_is_not_there_or_has_changed_is_named() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let map = VarMap::new();
     let weights = Placement::over(map.clone());
     let layer = vb(&weights).pp("layer");

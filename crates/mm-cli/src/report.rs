@@ -72,8 +72,14 @@ impl Report {
         took: Duration,
     ) -> Self {
         let (memory, cache) = (manager.memory(), manager.cache().stats());
-        let passes: Vec<Passes> = manager.stats().into_iter().map(|(name, stats)| Passes::of(name, &stats)).collect();
+        let stats = manager.stats();
+        let said = |(name, stats): &(String, ModuleStats)| {
+            let note = |text: &String| Note::new("component", &[], text.as_str()).about(name);
+            stats.notes.iter().map(note).collect::<Vec<_>>()
+        };
         let mut notes = plan.notes.clone();
+        notes.extend(stats.iter().flat_map(said));
+        let passes: Vec<Passes> = stats.into_iter().map(|(name, stats)| Passes::of(name, &stats)).collect();
         notes.extend(calibrate::notes(manager));
         if sampled.is_none() {
             let text =
