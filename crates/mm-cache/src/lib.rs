@@ -23,6 +23,7 @@
 //! 2. Over budget, what nobody holds goes, least valuable first; what is held or pinned stays (`tests/eviction.rs`).
 //! 3. No claim of a weights file is believed before it is checked: truncated and lying files are errors that name the
 //!    file and, where there is one, the tensor (`tests/hostile_weights.rs`).
+//!    GGUF files too, whose quantized tensors are bytes here (`tests/gguf.rs`).
 //! 4. A file is open once per process, by whatever path, and mapped at most once, when a tensor's bytes are first looked
 //!    at in place; opening and reading map nothing (`tests/weights.rs`, `tests/reading.rs`).
 //! 5. What is read is the file's content as of opening it, or an error that names file and tensor: a file truncated or

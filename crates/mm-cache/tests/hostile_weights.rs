@@ -78,7 +78,7 @@ fn header_length_lies() {
 
 #[test]
 fn headers_that_lie() {
-    for file in [&with_header(b"{", 0)[..], &with_header(b"{\"\xff\":1}", 0), b"GGUF\x03\x00\x00\x00more"] {
+    for file in [&with_header(b"{", 0)[..], &with_header(b"{\"\xff\":1}", 0), b"PK\x03\x04\x14\x00\x00\x00more"] {
         assert!(matches!(refused(file), WeightsError::Header { .. }), "no header, not UTF-8, another format");
     }
     let two = |second: &str, offsets: &str| {

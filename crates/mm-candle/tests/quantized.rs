@@ -306,9 +306,9 @@ fn an_id_beyond_the_table_is_an_error() {
     assert!(error.contains("embed.weight") && error.contains("no row 40"), "{error}");
 }
 
-/// Equal bytes that are blocks of another kind are another component.
+/// That equal bytes of another kind are another one, mm-cache's tests check.
 #[test]
-fn what_is_shared_is_of_one_kind() {
+fn equal_files_are_one_component() {
     let (folder, file) = file(GgmlDType::Q4_0);
     let copy = folder.path().join("copy.gguf");
     fs::copy(&file, &copy).unwrap();

@@ -4,8 +4,9 @@ mod common;
 
 use common::host::{slab, tensor};
 use half::{bf16, f16};
+use mm_cache::TensorSlice;
 use mm_engine::{Device, EngineError, HostBuffer, HostDevice, Slab, timeline::Label, timeline::Timeline};
-use mm_plan::DType;
+use mm_plan::{DType, HostTier};
 use safetensors::Dtype;
 use std::sync::Arc;
 
@@ -48,6 +49,36 @@ fn half_an_element_and_unknown_types_are_refused() {
     assert!(matches!(device.allocate(DType::F32, 6), Err(EngineError::Misuse(_))));
     assert!(matches!(device.allocate(DType::F8e5m2, 8), Err(EngineError::Misuse(_))));
     assert_eq!(device.memory().in_use, 0);
+}
+
+/// Quantized weights: nobody looks into them here, and they begin where a number of four bytes may.
+#[test]
+fn bytes_are_taken_as_they_are() {
+    let device = device(4096);
+    let stored: Vec<u8> = (0..300u32).map(|i| (i * 7) as u8).collect();
+    let parts = [&stored[..18], &stored[18..]];
+    let mut slab = Slab::new(DType::Bytes);
+    for (i, part) in parts.iter().enumerate() {
+        let tensor = TensorSlice::from_bytes(format!("q{i}"), Dtype::U8, [part.len()], part.to_vec()).unwrap();
+        assert_eq!(slab.push(tensor), 256 * i as u64);
+    }
+    assert_eq!((slab.bytes(), slab.host_bytes()), (256 + 512, 300));
+    let slab = Arc::new(slab);
+    for source in [device.in_files(slab.clone()), device.in_memory(&[slab], HostTier::Pageable).unwrap().remove(0)] {
+        let buffer = device.allocate(DType::Bytes, 1024).unwrap();
+        let mut buffer = device.finish(device.copy(label(), source, buffer, None)).map_err(|f| f.error).unwrap();
+        assert!(matches!(&buffer, HostBuffer::U32(words) if words.len() == 256), "{buffer:?}");
+        let bytes = buffer.bytes_mut();
+        assert_eq!((&bytes[..18], &bytes[256..256 + 282]), (parts[0], parts[1]));
+        device.free(buffer);
+        assert_eq!(device.memory().in_use, 0);
+    }
+    assert!(matches!(device.allocate(DType::Bytes, 30), Err(EngineError::Misuse(_))));
+    // Numbers are no bytes of anything.
+    let numbers = TensorSlice::from_bytes("f", Dtype::F32, [1], vec![0; 4]).unwrap();
+    let mut slab = Slab::new(DType::Bytes);
+    slab.push(numbers);
+    assert!(matches!(slab.fill(&mut [0; 256]), Err(EngineError::Source { .. })));
 }
 
 #[test]

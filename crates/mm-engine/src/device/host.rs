@@ -173,7 +173,9 @@ impl<M: HostMemory> Device for HostDevice<M> {
         if !M::holds(dtype) {
             return Err(EngineError::Misuse(format!("weights of dtype {dtype} can't be computed with")));
         }
-        if !bytes.is_multiple_of(dtype.size()) {
+        // Those of quantized weights lie in words of four.
+        let element = if dtype == DType::Bytes { size_of::<u32>() as u64 } else { dtype.size() };
+        if !bytes.is_multiple_of(element) {
             return Err(EngineError::Misuse(format!("{bytes} bytes are no whole number of {dtype} elements")));
         }
         {
