@@ -24,7 +24,7 @@
 //!
 //! Guarantees, each with the test file that checks it:
 //! 1. Outputs are bit-identical to an unmanaged run under every strategy and budget, after errors and
-//!    panics too (`tests/blocks.rs`, `tests/models.rs`).
+//!    panics too (`tests/blocks.rs`, and models of candle-transformers as they are: `tests/unmodified.rs`).
 //! 2. Device bytes equal the plan's figure to the byte; only what the model asks for counts (`tests/blocks.rs`).
 //! 3. Computing with a weight that is not on the device is an error from every op (`tests/refusal.rs`).
 //! 4. A tensor that two blocks share is kept with the rest (`tests/models.rs`).

@@ -1,6 +1,9 @@
 //! Small checkpoints and models for the tests.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod matrix;
+pub mod random;
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Linear, Module, RmsNorm, VarBuilder, linear, linear_no_bias, rms_norm};
 use mm_candle::{Blocks, LoadSpec, Manager};
