@@ -9,12 +9,15 @@ use crate::card;
 use candle_core::{
     CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp,
 };
-use mm_engine::{AnyBuffer, Homes, HostBuffer, Place, Slab};
+use mm_engine::{AnyBuffer, Homes, HostBuffer, HostMemory, Place, Slab};
 use parking_lot::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A flat tensor under the weights of a group, of one dtype.
 pub(crate) struct Home {
     tensor: Tensor,
+    /// Bytes of the host's memory that is in it.
+    put: AtomicU64,
     /// The memory of a card that is in it.
     #[cfg(feature = "cuda")]
     lent: Mutex<Option<card::Lent>>,
@@ -35,6 +38,7 @@ impl Home {
         };
         let home = Self {
             tensor: Tensor::from_storage(first, elements, BackpropOp::none(), false),
+            put: AtomicU64::new(0),
             #[cfg(feature = "cuda")]
             lent: Mutex::default(),
         };
@@ -80,8 +84,8 @@ impl Home {
     }
 
     fn put(&self, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
-        let storage = match buffer {
-            AnyBuffer::Host(buffer) => into_storage(buffer),
+        let (bytes, storage) = match buffer {
+            AnyBuffer::Host(buffer) => (buffer.len(), into_storage(buffer)),
             #[cfg(feature = "cuda")]
             AnyBuffer::Cuda(buffer) => {
                 let refused = |(buffer, reason)| (AnyBuffer::Cuda(buffer), reason);
@@ -90,7 +94,10 @@ impl Home {
         };
         let nothing = || AnyBuffer::Host(HostBuffer::U8(Vec::new()));
         match self.swap(Storage::Cpu(storage)) {
-            Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => Ok(()),
+            Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => {
+                self.put.store(bytes, Relaxed);
+                Ok(())
+            }
             Ok(occupied) => {
                 let ours = self.swap(occupied).ok().and_then(host);
                 Err((ours.map_or_else(nothing, AnyBuffer::Host), "it is occupied".to_owned()))
@@ -106,7 +113,16 @@ impl Home {
             return card::take(&self.tensor, &self.lent).map(AnyBuffer::Cuda);
         }
         let storage = self.swap(Storage::Cpu(refusing())).map_err(|e| e.to_string())?;
-        host(storage).map(AnyBuffer::Host).ok_or_else(|| "it is empty".to_owned())
+        let dtype = plan_dtype(self.tensor.dtype()).ok_or("its dtype is not known")?;
+        let bytes = self.put.swap(0, Relaxed);
+        match host(storage) {
+            Some(buffer) if buffer.dtype() == dtype && buffer.len() == bytes => Ok(AnyBuffer::Host(buffer)),
+            None if bytes == 0 => Err("it is empty".to_owned()),
+            // Somebody who kept a weight put other memory under it. The account needs as much as was given.
+            _ => HostBuffer::allocate(dtype, bytes)
+                .map(AnyBuffer::Host)
+                .ok_or_else(|| format!("its memory was replaced, and there are no {bytes} bytes in its place")),
+        }
     }
 
     fn swap(&self, storage: Storage) -> candle_core::Result<Storage> {

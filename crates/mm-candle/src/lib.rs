@@ -32,13 +32,16 @@
 //! 6. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
 //! 7. A file truncated or written in place while it streams is an error that names file, tensor and range; one replaced
 //!    by renaming goes on as it was; what is loaded anew has the new weights (`tests/files.rs`).
+//! 8. Weights that are kept, written or replaced, threads that share a model or end with it, panics, runs inside runs: no
+//!    crash, no other output, and an error where one is due (`tests/robustness.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
 //! kernels refuse by its dtype. candle is pinned to an exact version because this rests on its internals.
 //!
 //! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
-//! any budget; `QTensor`s can't be swapped.
+//! any budget; `QTensor`s can't be swapped. A storage guard of a weight that was kept (`storage_and_layout`) must be gone before
+//! the next run: taking the weight away waits for it. On a card nobody else may put other memory under a weight.
 #![deny(unsafe_code)]
 
 mod blocks;

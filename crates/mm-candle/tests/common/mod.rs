@@ -43,7 +43,7 @@ pub fn checkpoint(path: &Path, blocks: usize, dtype: DType) {
 }
 
 pub struct Block {
-    up: Linear,
+    pub up: Linear,
     down: Linear,
     norm: RmsNorm,
 }
