@@ -3,7 +3,7 @@
 //! While a model is built its weights are really there, group by group: a block's memory leaves when
 //! the next block begins, so building holds at most the rest and one group.
 
-use crate::home::{CandleHomes, Home, plan_dtype};
+use crate::home::{Built, CandleHomes, Home, plan_dtype};
 use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
@@ -25,15 +25,16 @@ thread_local! {
     static SCOPE: RefCell<Option<Arc<Build>>> = const { RefCell::new(None) };
 }
 
-/// Small tensors of the rest share a slab of at most this many bytes.
-const CHUNK: u64 = 256 << 10;
+/// Tensors of the rest share a slab until it has this many bytes, or would have more than twice as many. So large a piece malloc gets from the system, and gives back,
+/// each by itself, whatever was freed before; of smaller ones it keeps what it likes.
+const CHUNK: u64 = 32 << 20;
 
-/// How large a slab may become, which is also what its memory is reserved for: it never has to move.
+/// How large a slab may become.
 #[derive(Clone, Copy)]
 enum Room {
-    /// The rest: slabs of a chunk each, larger tensors alone. How much is asked for isn't known before.
+    /// The rest: slabs of a chunk and what the last tensor is longer. How much is asked for isn't known before.
     Chunks,
-    /// A group: one slab per dtype for this many elements, as far as the tensors' names tell.
+    /// A group: one slab per dtype for this many elements, as far as the tensors' names tell. Its memory never has to move.
     Elements(u64),
 }
 
@@ -207,7 +208,7 @@ impl Build {
     fn spec(&self, name: &str) -> Result<ModuleSpec<AnyBuffer>> {
         let mut state = self.state.lock();
         let State { mut rest, groups, stacks, .. } = std::mem::take(&mut *state);
-        rest.leave()?;
+        let built = rest.part()?;
         let (rest_slabs, rest_homes) = rest.slabs.into_iter().unzip();
         let (mut slabs, homes): (Vec<Vec<Slab>>, Vec<Vec<Home>>) =
             groups.into_iter().map(|g| g.slabs.into_iter().unzip()).unzip();
@@ -219,7 +220,7 @@ impl Build {
             passes: 1,
             rest: rest_slabs,
             stacks: stacks.collect(),
-            homes: Box::new(CandleHomes { rest: rest_homes, groups: homes }),
+            homes: Box::new(CandleHomes { rest: rest_homes, groups: homes, built: Mutex::new(built) }),
         })
     }
 }
@@ -237,7 +238,8 @@ impl Part {
         let bytes = align(elements(source).saturating_mul(to.size()));
         let fits = |slab: &Slab| {
             let grown = slab.bytes().saturating_add(bytes);
-            slab.dtype() == to && (matches!(self.room, Room::Elements(_)) || grown <= CHUNK)
+            let joins = matches!(self.room, Room::Elements(_)) || (slab.bytes() < CHUNK && grown <= 2 * CHUNK);
+            slab.dtype() == to && joins
         };
         let index = match self.slabs.iter().position(|(slab, _)| fits(slab)) {
             Some(index) => index,
@@ -248,7 +250,9 @@ impl Part {
             }
         };
         let room = match self.room {
-            Room::Chunks => bytes.max(CHUNK),
+            // A chunk's memory need not grow, where there is about a chunk to read; what is not used of it is not there, and given back.
+            Room::Chunks if build.longest >= 2 * CHUNK => 2 * CHUNK,
+            Room::Chunks => bytes,
             Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
         };
         let (slab, home) = &mut self.slabs[index];
@@ -264,6 +268,18 @@ impl Part {
             }
         }
         home.view(start, source.shape())
+    }
+
+    /// The memory by itself, for each slab; the views stay and refuse.
+    fn part(&mut self) -> Result<Vec<Option<Built>>> {
+        let mut built = Vec::with_capacity(self.slabs.len());
+        for (slab, home) in &self.slabs {
+            let buffer = home.part(slab.bytes())?.filter(|buffer| !buffer.is_empty() && buffer.len() == slab.bytes());
+            let counted = self.reserved.as_mut().map(|reserved| reserved.split(slab.bytes()));
+            built.push(buffer.map(|buffer| Built { buffer, counted }));
+        }
+        self.reserved = None;
+        Ok(built)
     }
 
     /// The memory leaves; the views stay and refuse.

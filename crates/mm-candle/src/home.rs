@@ -9,7 +9,7 @@ use crate::card;
 use candle_core::{
     CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp,
 };
-use mm_engine::{AnyBuffer, Homes, HostBuffer, HostMemory, Place, Slab};
+use mm_engine::{AnyBuffer, Homes, HostBuffer, HostMemory, Place, Reservation, Slab};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -65,12 +65,28 @@ impl Home {
             _ => None,
         }
         .ok_or_else(|| Error::msg("its home is closed"))?;
-        let outcome = match buffer.reserve(room.max(slab.bytes())) && buffer.grow(slab.bytes()) {
+        let there = if buffer.is_empty() {
+            // Zeros of the system's, none of which is written before what is read.
+            HostBuffer::allocate(buffer.dtype(), room.max(slab.bytes())).map(|zeros| buffer = zeros).is_some()
+        } else {
+            buffer.grow(slab.bytes())
+        };
+        let outcome = match there {
             true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
             false => Err(Error::msg(format!("no memory for {} bytes of weights", slab.bytes()))),
         };
         self.swap(Storage::Cpu(into_storage(buffer)))?;
         outcome
+    }
+
+    /// The model is built: the `bytes` that were read are parted from the views, which refuse from now on. `None`: it is not the host's, and gone.
+    pub(crate) fn part(&self, bytes: u64) -> candle_core::Result<Option<HostBuffer>> {
+        if !self.tensor.device().is_cpu() {
+            return self.leave().map(|()| None);
+        }
+        let mut buffer = host(self.swap(Storage::Cpu(refusing()))?);
+        buffer.iter_mut().for_each(|buffer| buffer.truncate(bytes));
+        Ok(buffer)
     }
 
     /// While a model is built: what was read leaves; the views stay and refuse.
@@ -178,6 +194,14 @@ impl InplaceOp1 for Swap {
 pub(crate) struct CandleHomes {
     pub(crate) rest: Vec<Home>,
     pub(crate) groups: Vec<Vec<Home>>,
+    /// The rest's memory, as far as it was read while the model was built and nobody took it yet.
+    pub(crate) built: Mutex<Vec<Option<Built>>>,
+}
+
+/// Memory that was filled while a model was built, and is counted as such.
+pub(crate) struct Built {
+    pub(crate) buffer: HostBuffer,
+    pub(crate) counted: Option<Reservation>,
 }
 
 impl CandleHomes {
@@ -201,6 +225,17 @@ impl Homes<AnyBuffer> for CandleHomes {
     fn take(&self, place: Place, slab: usize) -> Result<AnyBuffer, String> {
         let home = self.home(place, slab).ok_or_else(|| format!("no home for slab {slab} of {place:?}"))?;
         home.take().map_err(|reason| format!("the home of slab {slab} of {place:?}: {reason}"))
+    }
+
+    fn built(&self, place: Place, slab: usize) -> Option<AnyBuffer> {
+        let built = self.built.lock().get_mut(slab).filter(|_| place == Place::Rest)?.take()?;
+        // From here on the device counts it.
+        drop(built.counted);
+        Some(AnyBuffer::Host(built.buffer))
+    }
+
+    fn forget_built(&self) {
+        drop(std::mem::take(&mut *self.built.lock()));
     }
 }
 

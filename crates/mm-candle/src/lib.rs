@@ -34,6 +34,8 @@
 //!    by renaming goes on as it was; what is loaded anew has the new weights (`tests/files.rs`).
 //! 8. Weights that are kept, written or replaced, threads that share a model or end with it, panics, runs inside runs: no
 //!    crash, no other output, and an error where one is due (`tests/robustness.rs`).
+//! 9. What goes gives its memory back to the system, from whichever thread it is dropped (`tests/unload.rs`).
+//! 10. A whole model that was just built runs without being read again (`tests/built.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's

@@ -138,6 +138,7 @@ impl Manager {
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Loaded<M>, Error> {
         let memory = self.engine.device();
+        self.engine.forget_built(None);
         let eager = (!spec.lazy).then_some(memory);
         let (model, mut module, link) = build(&spec.name, &weights, spec.dtype, &self.device, eager, make)?;
         (module.phase, module.passes) = (spec.phase, spec.passes);

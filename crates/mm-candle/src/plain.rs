@@ -4,7 +4,7 @@ use crate::home::{candle_dtype, into_storage};
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use mm_cache::Weights;
-use mm_engine::{HostBuffer, dtype_of};
+use mm_engine::{HostBuffer, HostMemory, dtype_of};
 use std::sync::Arc;
 
 /// A `VarBuilder` backend that reads each tensor from its file.
@@ -24,11 +24,10 @@ impl SimpleBackend for PlainBackend {
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let source = self.0.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())?;
         let fail = |reason: String| Error::Msg(format!("{}: tensor {name}: {reason}", source.file().display())).bt();
-        let empty = dtype_of(source.dtype()).filter(|d| candle_dtype(*d).is_some()).and_then(HostBuffer::empty);
-        let mut buffer = empty.ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
-        if !(buffer.reserve(source.byte_len()) && buffer.grow(source.byte_len())) {
-            return Err(fail(format!("no memory for its {} bytes", source.byte_len())));
-        }
+        let known = dtype_of(source.dtype()).filter(|d| candle_dtype(*d).is_some() && HostBuffer::holds(*d));
+        let stored = known.ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
+        let mut buffer = HostBuffer::allocate(stored, source.byte_len())
+            .ok_or_else(|| fail(format!("no memory for its {} bytes", source.byte_len())))?;
         source.read_into(0, buffer.bytes_mut()).map_err(|error| fail(error.reason()))?;
         let tensor =
             Tensor::from_storage(Storage::Cpu(into_storage(buffer)), source.shape(), BackpropOp::none(), false);

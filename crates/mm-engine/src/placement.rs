@@ -82,6 +82,19 @@ impl<D: Device> Placement<D> {
         for (place, slab) in places {
             let entry = module.entry(place);
             let spec = &entry.slabs[slab];
+            if let Some(buffer) = module.homes.built(place, slab)
+                && let Ok(buffer) = module.device.adopt(buffer)
+            {
+                match module.homes.put(place, slab, buffer) {
+                    Ok(()) => self.placed.push((place, slab)),
+                    Err((buffer, reason)) => {
+                        module.device.free(buffer);
+                        outcome = Err(EngineError::Internal(reason));
+                        break;
+                    }
+                }
+                continue;
+            }
             match module.device.allocate(spec.dtype(), spec.bytes()) {
                 Ok(buffer) => {
                     let source = module.device.in_files(spec.clone());
