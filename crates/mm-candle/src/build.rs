@@ -4,7 +4,7 @@
 //! the next block begins, so building holds at most the rest and one group.
 
 use crate::{
-    home::{Home, plan_dtype},
+    home::{Filled, Home, plan_dtype},
     lora::layout::Base,
     quantized::{building, bytes_asked, words},
     spans::Survey,
@@ -30,15 +30,16 @@ thread_local! {
     static SCOPE: RefCell<Option<Arc<Build>>> = const { RefCell::new(None) };
 }
 
-/// Small tensors of the rest share a slab of at most this many bytes.
-const CHUNK: u64 = 256 << 10;
+/// Tensors of the rest share a slab until it has this many bytes, or would have more than twice as many. So large a piece malloc gets from the system, and gives back,
+/// each by itself, whatever was freed before; of smaller ones it keeps what it likes.
+const CHUNK: u64 = 32 << 20;
 
-/// How large a slab may become, which is also what its memory is reserved for: it never has to move.
+/// How large a slab may become.
 #[derive(Clone, Copy)]
 enum Room {
-    /// The rest: slabs of a chunk each, larger tensors alone. How much is asked for isn't known before.
+    /// The rest: slabs of a chunk and what the last tensor is longer. How much is asked for isn't known before.
     Chunks,
-    /// A group: one slab per dtype for this many elements, as far as the tensors' names tell.
+    /// A group: one slab per dtype for this many elements, as far as the tensors' names tell. Its memory never has to move.
     Elements(u64),
 }
 
@@ -101,6 +102,8 @@ pub(crate) struct Build {
     memory: Option<Arc<AnyDevice>>,
     /// Tensors known to be shared between groups.
     shared: BTreeSet<String>,
+    /// Bytes of all weights, at the widest: no home becomes longer.
+    longest: u64,
     /// Who hears of weights, and may know the groups they belong to.
     survey: Option<Survey>,
     state: Mutex<State>,
@@ -157,8 +160,11 @@ pub(crate) fn scope() -> Option<Arc<Build>> {
 
 impl Build {
     fn new(weights: Arc<Weights>, device: Device, memory: Option<Arc<AnyDevice>>, shared: BTreeSet<String>) -> Self {
+        // Eight bytes for the widest element.
+        let longest = (weights.names().filter_map(|n| weights.get(n)))
+            .fold(0u64, |sum, t| sum.saturating_add(align(8 * elements(t))));
         let (state, link) = (Mutex::default(), Link::default());
-        Self { weights, device, memory, shared, survey: None, state, link }
+        Self { weights, device, memory, shared, longest, survey: None, state, link }
     }
 
     /// Makes the groups that spans tell of.
@@ -256,7 +262,7 @@ impl Build {
     fn base(&self, name: &str) -> Result<(Base, Vec<Target>)> {
         let mut state = self.state.lock();
         let State { mut rest, mut groups, stacks, given, open, .. } = std::mem::take(&mut *state);
-        rest.leave()?;
+        let built = rest.part()?;
         open.map_or(Ok(()), |group| groups[group].leave())?;
         let place = |owner: Option<usize>| owner.map_or(Place::Rest, Place::Group);
         let target = |((name, _), (owner, tensor))| Target { name, tensor, place: place(owner) };
@@ -264,7 +270,16 @@ impl Build {
         targets.sort_by(|a, b| a.name.cmp(&b.name));
         let groups = groups.into_iter().map(|group| group.slabs).collect();
         Ok((
-            Base { name: name.to_owned(), phase: None, passes: 1, rest: rest.slabs, groups, stacks, gate: None },
+            Base {
+                name: name.to_owned(),
+                phase: None,
+                passes: 1,
+                rest: rest.slabs,
+                groups,
+                stacks,
+                built: Arc::new(Mutex::new(built)),
+                gate: None,
+            },
             targets,
         ))
     }
@@ -287,7 +302,8 @@ impl Part {
         let bytes = align(elements(source).saturating_mul(to.size()));
         let fits = |slab: &Slab| {
             let grown = slab.bytes().saturating_add(bytes);
-            slab.dtype() == to && (matches!(self.room, Room::Elements(_)) || grown <= CHUNK)
+            let joins = matches!(self.room, Room::Elements(_)) || (slab.bytes() < CHUNK && grown <= 2 * CHUNK);
+            slab.dtype() == to && joins
         };
         // Of the home: that of bytes has words of four.
         let element = dtype.size_in_bytes() as u64;
@@ -299,7 +315,9 @@ impl Part {
             }
         };
         let room = match self.room {
-            Room::Chunks => bytes.max(CHUNK),
+            // A chunk's memory need not grow, where there is about a chunk to read; what is not used of it is not there, and given back.
+            Room::Chunks if build.longest >= 2 * CHUNK => 2 * CHUNK,
+            Room::Chunks => bytes,
             Room::Elements(count) => bytes.max(count.saturating_mul(to.size())),
         };
         let (slab, home) = &mut self.slabs[index];
@@ -318,6 +336,18 @@ impl Part {
             Some(_) => home.view(start, &[words(source)]),
             None => home.view(start, source.shape()),
         }
+    }
+
+    /// The memory by itself, for each slab; the views stay and refuse.
+    fn part(&mut self) -> Result<Vec<Option<Filled>>> {
+        let mut built = Vec::with_capacity(self.slabs.len());
+        for (slab, home) in &self.slabs {
+            let buffer = home.part(slab.bytes())?.filter(|buffer| !buffer.is_empty() && buffer.len() == slab.bytes());
+            let counted = self.reserved.as_mut().map(|reserved| reserved.split(slab.bytes()));
+            built.push(buffer.map(|buffer| Filled { buffer, counted }));
+        }
+        self.reserved = None;
+        Ok(built)
     }
 
     /// The memory leaves; the views stay and refuse.

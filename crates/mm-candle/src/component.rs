@@ -81,7 +81,7 @@ pub struct Component<M> {
     loaded: Share<Loaded<M>, AnyDevice>,
 }
 
-impl<M: Send> Component<M> {
+impl<M> Component<M> {
     /// A model on the CPU that nobody manages.
     pub fn unmanaged(model: M) -> Self {
         Self::alone(model, None, Vec::new(), Device::Cpu)
@@ -236,7 +236,7 @@ fn inside() -> EngineError {
 ///
 /// # Errors
 /// The files can't be used, or `build` fails.
-pub fn load_unmanaged<M: Send>(
+pub fn load_unmanaged<M>(
     spec: &LoadSpec,
     build: impl Fn(VarBuilder<'_>) -> Result<M>,
 ) -> std::result::Result<Component<M>, Error> {
@@ -247,7 +247,7 @@ pub fn load_unmanaged<M: Send>(
 ///
 /// # Errors
 /// As there; the device has no room.
-pub fn load_unmanaged_on<M: Send>(
+pub fn load_unmanaged_on<M>(
     device: &Device,
     spec: &LoadSpec,
     build: impl Fn(VarBuilder<'_>) -> Result<M>,

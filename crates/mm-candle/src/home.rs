@@ -10,9 +10,12 @@ use crate::{error::for_engine, lora::Merge};
 use candle_core::{
     CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Storage, Tensor, bail, op::BackpropOp,
 };
-use mm_engine::{AnyBuffer, Homes, HostBuffer, Place, Slab};
+use mm_engine::{AnyBuffer, Homes, HostBuffer, HostMemory, Place, Reservation, Slab};
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// Elements that a home has by its shape, which only bounds what may view it: the storage is as long as what is put in.
 const LONGEST: usize = usize::MAX >> 16;
@@ -20,6 +23,8 @@ const LONGEST: usize = usize::MAX >> 16;
 /// A flat tensor under the weights of a group, of one dtype.
 pub(crate) struct Home {
     tensor: Tensor,
+    /// Bytes of the host's memory that is in it.
+    put: AtomicU64,
     /// The memory of a card that is in it.
     #[cfg(feature = "cuda")]
     lent: Mutex<Option<card::Lent>>,
@@ -40,6 +45,7 @@ impl Home {
         };
         let home = Self {
             tensor: Tensor::from_storage(first, LONGEST, BackpropOp::none(), false),
+            put: AtomicU64::new(0),
             #[cfg(feature = "cuda")]
             lent: Mutex::default(),
         };
@@ -66,12 +72,28 @@ impl Home {
             _ => None,
         }
         .ok_or_else(|| Error::msg("its home is closed"))?;
-        let outcome = match buffer.reserve(room.max(slab.bytes())) && buffer.grow(slab.bytes()) {
+        let there = if buffer.is_empty() {
+            // Zeros of the system's, none of which is written before what is read.
+            HostBuffer::allocate(buffer.dtype(), room.max(slab.bytes())).map(|zeros| buffer = zeros).is_some()
+        } else {
+            buffer.grow(slab.bytes())
+        };
+        let outcome = match there {
             true => slab.fill_last(buffer.bytes_mut()).map_err(crate::error::through_candle),
             false => Err(Error::msg(format!("no memory for {} bytes of weights", slab.bytes()))),
         };
         self.swap(Storage::Cpu(into_storage(buffer)))?;
         outcome
+    }
+
+    /// The model is built: the `bytes` that were read are parted from the views, which refuse from now on. `None`: it is not the host's, and gone.
+    pub(crate) fn part(&self, bytes: u64) -> candle_core::Result<Option<HostBuffer>> {
+        if !self.tensor.device().is_cpu() {
+            return self.leave().map(|()| None);
+        }
+        let mut buffer = host(self.swap(Storage::Cpu(refusing()))?);
+        buffer.iter_mut().for_each(|buffer| buffer.truncate(bytes));
+        Ok(buffer)
     }
 
     /// While a model is built: what was read leaves; the views stay and refuse.
@@ -80,8 +102,8 @@ impl Home {
     }
 
     fn put(&self, buffer: AnyBuffer) -> Result<(), (AnyBuffer, String)> {
-        let storage = match buffer {
-            AnyBuffer::Host(buffer) => into_storage(buffer),
+        let (bytes, storage) = match buffer {
+            AnyBuffer::Host(buffer) => (buffer.len(), into_storage(buffer)),
             #[cfg(feature = "cuda")]
             AnyBuffer::Cuda(buffer) => {
                 let refused = |(buffer, reason)| (AnyBuffer::Cuda(buffer), reason);
@@ -90,7 +112,10 @@ impl Home {
         };
         let nothing = || AnyBuffer::Host(HostBuffer::U8(Vec::new()));
         match self.swap(Storage::Cpu(storage)) {
-            Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => Ok(()),
+            Ok(Storage::Cpu(CpuStorage::F8E8M0(_))) => {
+                self.put.store(bytes, Relaxed);
+                Ok(())
+            }
             Ok(occupied) => {
                 let ours = self.swap(occupied).ok().and_then(host);
                 Err((ours.map_or_else(nothing, AnyBuffer::Host), "it is occupied".to_owned()))
@@ -106,7 +131,16 @@ impl Home {
             return card::take(&self.tensor, &self.lent).map(AnyBuffer::Cuda);
         }
         let storage = self.swap(Storage::Cpu(refusing())).map_err(|e| e.to_string())?;
-        host(storage).map(AnyBuffer::Host).ok_or_else(|| "it is empty".to_owned())
+        let dtype = plan_dtype(self.tensor.dtype()).ok_or("its dtype is not known")?;
+        let bytes = self.put.swap(0, Relaxed);
+        match host(storage) {
+            Some(buffer) if buffer.dtype() == dtype && buffer.len() == bytes => Ok(AnyBuffer::Host(buffer)),
+            None if bytes == 0 => Err("it is empty".to_owned()),
+            // Somebody who kept a weight put other memory under it. The account needs as much as was given.
+            _ => HostBuffer::allocate(dtype, bytes)
+                .map(AnyBuffer::Host)
+                .ok_or_else(|| format!("its memory was replaced, and there are no {bytes} bytes in its place")),
+        }
     }
 
     fn swap(&self, storage: Storage) -> candle_core::Result<Storage> {
@@ -176,6 +210,14 @@ pub(crate) struct CandleHomes {
     pub(crate) rest_merges: Vec<Merge>,
     /// The same of each group.
     pub(crate) merges: Vec<Vec<Merge>>,
+    /// The rest's memory, as far as it was read while the model was built and nobody took it yet.
+    pub(crate) built: Arc<Mutex<Vec<Option<Filled>>>>,
+}
+
+/// Memory that was filled while a model was built, and is counted as such.
+pub(crate) struct Filled {
+    pub(crate) buffer: HostBuffer,
+    pub(crate) counted: Option<Reservation>,
 }
 
 impl CandleHomes {
@@ -208,6 +250,17 @@ impl Homes<AnyBuffer> for CandleHomes {
             Place::Group(group) => self.merges.get(group),
         };
         merges.into_iter().flatten().try_for_each(Merge::run).map_err(for_engine)
+    }
+
+    fn built(&self, place: Place, slab: usize) -> Option<AnyBuffer> {
+        let built = self.built.lock().get_mut(slab).filter(|_| place == Place::Rest)?.take()?;
+        // From here on the device counts it.
+        drop(built.counted);
+        Some(AnyBuffer::Host(built.buffer))
+    }
+
+    fn forget_built(&self) {
+        drop(std::mem::take(&mut *self.built.lock()));
     }
 }
 

@@ -26,7 +26,7 @@
 //!
 //! Guarantees, each with the test file that checks it:
 //! 1. Outputs are bit-identical to an unmanaged run under every strategy and budget, after errors and
-//!    panics too (`tests/blocks.rs`, `tests/models.rs`).
+//!    panics too (`tests/blocks.rs`, and models of candle-transformers as they are: `tests/unmodified.rs`).
 //! 2. Device bytes equal the plan's figure to the byte; only what the model asks for counts (`tests/blocks.rs`).
 //! 3. Computing with a weight that is not on the device is an error from every op (`tests/refusal.rs`).
 //! 4. A tensor that two blocks share is kept with the rest (`tests/models.rs`).
@@ -41,6 +41,10 @@
 //!    are entered; a weight used outside its spans is an error, told once, and then the component is whole (`tests/spans.rs`,
 //!    `tests/spans_used.rs`). Somebody else's subscriber hears what it would hear (`tests/spans_foreign.rs`).
 //! 10. [`Placement`] gives memory back, and brings back the same bits (`tests/placement.rs`).
+//! 11. Weights that are kept, written or replaced, threads that share a model or end with it, panics, runs inside runs: no
+//!     crash, no other output, and an error where one is due (`tests/robustness.rs`).
+//! 12. What goes gives its memory back to the system, from whichever thread it is dropped (`tests/unload.rs`).
+//! 13. A whole model that was just built runs without being read again (`tests/built.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's
@@ -49,7 +53,8 @@
 //! What to know: weights that a layer copies while it is built (batch norms do) stay with the layer, outside
 //! any budget; so do `QTensor`s that a model makes itself, where [`linear`] would make one only while it computes. Spans
 //! are gone where any crate of the program asks for tracing's features `max_level_*` or `release_max_level_*`;
-//! [`Component::spans`] says so.
+//! [`Component::spans`] says so. A storage guard of a weight that was kept (`storage_and_layout`) must be gone before
+//! the next run: taking the weight away waits for it. On a card nobody else may put other memory under a weight.
 #![deny(unsafe_code)]
 
 mod blocks;

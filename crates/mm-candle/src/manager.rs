@@ -10,7 +10,7 @@ use crate::{
 use candle_core::{Device, Result};
 use candle_nn::VarBuilder;
 use mm_cache::{Index, LoadParams, WeightStore, Weights};
-use mm_engine::{AnyDevice, EngineError, HostDevice, ModelManager, Module, timeline::Timeline};
+use mm_engine::{AnyDevice, EngineError, HostDevice, ModelManager, Module, Share, timeline::Timeline};
 #[cfg(feature = "cuda")]
 use mm_engine::{CudaDevice, Staging};
 use mm_plan::{Component as Description, Machine, Policy};
@@ -105,19 +105,42 @@ impl Manager {
         });
         let build = || self.build(spec, weights.clone(), make);
         let loaded = self.engine.share(&spec.name, &weights, params.as_ref(), build)?;
+        self.enlist(spec, loaded)
+    }
+
+    /// As [`Manager::load`], for a model that can't move between threads, such as one of boxed trait objects: the component stays on
+    /// its thread too, and is not shared, whatever [`LoadSpec::config`] says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_local<M>(
+        &self,
+        spec: &LoadSpec,
+        make: impl Fn(VarBuilder<'_>) -> Result<M>,
+    ) -> std::result::Result<Component<M>, Error> {
+        let weights = self.engine.weights().open(&spec.files)?;
+        self.enlist(spec, Share::alone(self.build(spec, weights, make)?))
+    }
+
+    fn enlist<M>(
+        &self,
+        spec: &LoadSpec,
+        loaded: Share<Loaded<M>, AnyDevice>,
+    ) -> std::result::Result<Component<M>, Error> {
         // There is one: it was built for this manager.
         let module = loaded.module.as_ref().ok_or_else(|| EngineError::Internal("a model has no module".into()))?;
         let registration = self.engine.register_new(&spec.name, module)?;
         Ok(Component::managed(loaded, Managed { manager: self.engine.clone(), registration }))
     }
 
-    fn build<M: Send>(
+    fn build<M>(
         &self,
         spec: &LoadSpec,
         weights: Arc<Weights>,
         make: impl Fn(VarBuilder<'_>) -> Result<M>,
     ) -> std::result::Result<Loaded<M>, Error> {
         let memory = self.engine.device();
+        self.engine.forget_built(None);
         let eager = (!spec.lazy).then_some(memory);
         let (Built { model, mut base, targets, link }, spans) = build_as(spec, &weights, &self.device, eager, make)?;
         (base.phase, base.passes) = (spec.phase, spec.passes);

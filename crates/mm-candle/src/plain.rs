@@ -8,7 +8,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
-use mm_engine::{HostBuffer, Place, dtype_of};
+use mm_engine::{HostBuffer, HostMemory, Place, dtype_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -52,11 +52,11 @@ fn read_bytes(source: &TensorSlice) -> Result<Tensor> {
 }
 
 fn read_as(source: &TensorSlice, stored: mm_plan::DType, room: u64, shape: Shape) -> Result<Tensor> {
-    let buffer = HostBuffer::empty(stored);
-    let mut buffer = buffer.ok_or_else(|| fail(source, &format!("dtype {stored} is not known")))?;
-    if !(buffer.reserve(room) && buffer.grow(room)) {
-        return Err(fail(source, &format!("no memory for its {} bytes", source.byte_len())));
+    if !HostBuffer::holds(stored) {
+        return Err(fail(source, &format!("dtype {stored} is not known")));
     }
+    let buffer = HostBuffer::allocate(stored, room);
+    let mut buffer = buffer.ok_or_else(|| fail(source, &format!("no memory for its {} bytes", source.byte_len())))?;
     // As many as there are, of which room has been made for all.
     let place = usize::try_from(source.byte_len()).ok().and_then(|len| buffer.bytes_mut().get_mut(..len));
     let place = place.ok_or_else(|| fail(source, "its buffer is short"))?;

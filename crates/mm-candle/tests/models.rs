@@ -3,25 +3,14 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use candle_nn::VarBuilder;
 use candle_transformers::models::{
     bert::{BertModel, Config as BertConfig},
     z_image::vae::{Decoder, VaeConfig},
 };
-use common::{bits, manager, spec, tensor};
-use mm_candle::{Component, Error, load_unmanaged};
+use common::{bits, manager, random::checkpoint_of, spec, tensor};
+use mm_candle::{Component, Error, LoadSpec, load_unmanaged};
 use mm_plan::Strategy;
-use std::path::Path;
-
-/// Writes random weights for whatever `build` asks for.
-fn random_checkpoint(file: &Path, build: impl Fn(VarBuilder<'_>)) {
-    let map = VarMap::new();
-    build(VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu));
-    for (seed, var) in map.all_vars().iter().enumerate() {
-        var.set(&tensor(var.dims(), seed)).unwrap();
-    }
-    map.save(file).unwrap();
-}
 
 fn vae_config() -> VaeConfig {
     VaeConfig {
@@ -36,7 +25,7 @@ fn vae_config() -> VaeConfig {
 #[test]
 fn an_unmodified_vae_and_bert_take_turns_on_a_device_that_holds_one() {
     let folder = tempfile::tempdir().unwrap();
-    let (vae_file, bert_file) = (folder.path().join("vae.safetensors"), folder.path().join("bert.safetensors"));
+    let (vae_folder, bert_folder) = (folder.path().join("vae"), folder.path().join("bert"));
     let bert_config: BertConfig = serde_json::from_value(serde_json::json!({
         "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
         "intermediate_size": 64, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
@@ -46,14 +35,13 @@ fn an_unmodified_vae_and_bert_take_turns_on_a_device_that_holds_one() {
     .unwrap();
     let vae = |vb: VarBuilder<'_>| Decoder::new(&vae_config(), vb);
     let bert = |vb: VarBuilder<'_>| BertModel::load(vb, &bert_config);
-    random_checkpoint(&vae_file, |vb| drop(vae(vb).unwrap()));
-    random_checkpoint(&bert_file, |vb| drop(bert(vb).unwrap()));
+    let vae_spec = LoadSpec::new("vae", checkpoint_of(&vae_folder, DType::F32, &[], vae));
+    let bert_spec = LoadSpec::new("bert", checkpoint_of(&bert_folder, DType::F32, &[], bert));
 
     let latents = tensor(&[1, 4, 4, 4], 5);
     let ids = Tensor::new(&[[1u32, 7, 3]], &Device::Cpu).unwrap();
     let decode = |c: &Component<Decoder>| bits(&c.run(|m| latents.apply(m)).unwrap());
     let encode = |c: &Component<BertModel>| bits(&c.run(|m| m.forward(&ids, &ids.zeros_like()?, None)).unwrap());
-    let (vae_spec, bert_spec) = (spec("vae", &vae_file, DType::F32), spec("bert", &bert_file, DType::F32));
     let expected =
         (decode(&load_unmanaged(&vae_spec, vae).unwrap()), encode(&load_unmanaged(&bert_spec, bert).unwrap()));
 

@@ -44,6 +44,14 @@ pub trait Homes<B>: Send + Sync {
     fn arrived(&self, _place: Place) -> Result<()> {
         Ok(())
     }
+
+    /// Memory as long as the slab, into which it was read while the model was built; it is given away. `None`: it is to be read.
+    fn built(&self, _place: Place, _slab: usize) -> Option<B> {
+        None
+    }
+
+    /// Frees what was built and nobody asked for.
+    fn forget_built(&self) {}
 }
 
 /// A stack's groups as an adapter found them.
@@ -318,9 +326,15 @@ impl<D: Device> Module<D> {
 
     /// Takes everything off the device; the bytes, or the first thing that went wrong, after all was tried.
     pub(crate) fn unload(&self) -> Result<u64> {
+        self.forget_built();
         let mut placement = self.placement.lock();
         self.loaded.store(0, Release);
         placement.take().map_or(Ok(0), |(_, placement)| placement.unload(self))
+    }
+
+    /// What was read while it was built is not kept for its first load any longer.
+    pub(crate) fn forget_built(&self) {
+        self.layout().homes.forget_built();
     }
 
     pub(crate) fn begin_pass(&self) {

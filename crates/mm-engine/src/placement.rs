@@ -82,15 +82,29 @@ impl<D: Device> Placement<D> {
     fn fill(&mut self, module: &Module<D>) -> Result<()> {
         let layout = self.layout.clone();
         let groups = (0..layout.groups.len()).filter(|g| self.resident[*g]).map(Place::Group);
-        let places: Vec<Placed> = std::iter::once(Place::Rest)
-            .chain(groups)
-            .flat_map(|place| (0..layout.entry(place).slabs.len()).map(move |slab| (place, slab)))
+        let resident: Vec<Place> = std::iter::once(Place::Rest).chain(groups).collect();
+        let places: Vec<Placed> = resident
+            .iter()
+            .flat_map(|place| (0..layout.entry(*place).slabs.len()).map(move |slab| (*place, slab)))
             .collect();
         let mut copies = Vec::with_capacity(places.len());
         let mut outcome = Ok(());
         for (place, slab) in places {
             let entry = layout.entry(place);
             let spec = &entry.slabs[slab];
+            if let Some(buffer) = layout.homes.built(place, slab)
+                && let Ok(buffer) = module.device.adopt(buffer)
+            {
+                match layout.homes.put(place, slab, buffer) {
+                    Ok(()) => self.placed.push((place, slab)),
+                    Err((buffer, reason)) => {
+                        module.device.free(buffer);
+                        outcome = Err(EngineError::Internal(reason));
+                        break;
+                    }
+                }
+                continue;
+            }
             match module.device.allocate(spec.dtype(), spec.bytes()) {
                 Ok(buffer) => {
                     let source = module.device.in_files(spec.clone());
@@ -120,12 +134,8 @@ impl<D: Device> Placement<D> {
                     outcome = outcome.and(Err(failed.error));
                 }
             }
-            // A place's slabs follow each other.
-            if outcome.is_ok() && slab + 1 == layout.entry(place).slabs.len() {
-                outcome = layout.homes.arrived(place);
-            }
         }
-        outcome
+        outcome.and_then(|()| resident.into_iter().try_for_each(|place| layout.homes.arrived(place)))
     }
 
     /// Gives everything back; the bytes, or the first error after all was tried.

@@ -1,6 +1,7 @@
 //! What a slab is copied from where the host needs nothing of the driver's: its files, or a copy of it in ordinary memory.
 
-use crate::{EngineError, Result, Slab};
+use crate::{EngineError, Result, Slab, device::pieces};
+use bytemuck::allocation::try_zeroed_vec;
 use parking_lot::Mutex;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -60,9 +61,9 @@ impl HostSource {
 pub(crate) fn zeroed(bytes: u64) -> Result<Vec<u8>> {
     let short = || EngineError::HostMemory { need: bytes };
     let length = usize::try_from(bytes).map_err(|_| short())?;
-    let mut memory = Vec::new();
-    memory.try_reserve_exact(length).map_err(|_| short())?;
-    memory.resize(length, 0);
+    let room = usize::try_from(pieces::room(bytes)).map_err(|_| short())?;
+    let mut memory = try_zeroed_vec(room).or_else(|()| try_zeroed_vec(length)).map_err(|()| short())?;
+    memory.truncate(length);
     Ok(memory)
 }
 

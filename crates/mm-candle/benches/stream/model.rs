@@ -52,11 +52,11 @@ impl Shape {
 
 pub struct Transformer {
     embed: Linear,
-    layers: Blocks<Block>,
+    pub layers: Blocks<Block>,
     last: Linear,
 }
 
-struct Block {
+pub struct Block {
     attention_norm: RmsNorm,
     q: Linear,
     k: Linear,

@@ -10,12 +10,13 @@ use super::{
 use crate::{
     Error,
     build::Target,
-    home::{CandleHomes, Home, candle_dtype},
+    home::{CandleHomes, Filled, Home, candle_dtype},
     spans::Gate,
 };
 use candle_core::{Device, Tensor};
 use mm_cache::TensorSlice;
 use mm_engine::{AnyBuffer, ModuleSpec, Place, Slab, StackSpec};
+use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 
 /// Factors in the rest share a slab of at most this many bytes.
@@ -30,6 +31,8 @@ pub(crate) struct Base {
     pub(crate) groups: Vec<Vec<(Slab, Arc<Home>)>>,
     /// Stacks with the number of their groups, in the order of `groups`.
     pub(crate) stacks: Vec<(String, usize)>,
+    /// The rest's memory, as far as it was read while the model was built and nobody took it yet.
+    pub(crate) built: Arc<Mutex<Vec<Option<Filled>>>>,
     /// Where it streams by its spans.
     pub(crate) gate: Option<Arc<Gate>>,
 }
@@ -68,7 +71,7 @@ impl Base {
             homes.push(at);
             merges.push(merge);
         }
-        let homes = CandleHomes { rest: rest_homes, groups: homes, rest_merges, merges };
+        let homes = CandleHomes { rest: rest_homes, groups: homes, rest_merges, merges, built: self.built.clone() };
         let mut slabs = slabs.into_iter();
         let stack = |(name, count): &(String, usize)| StackSpec {
             name: name.clone(),

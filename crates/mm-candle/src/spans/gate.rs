@@ -143,6 +143,14 @@ impl Homes<AnyBuffer> for Gated {
         }
     }
 
+    fn built(&self, place: Place, slab: usize) -> Option<AnyBuffer> {
+        self.0.homes.built(place, slab)
+    }
+
+    fn forget_built(&self) {
+        self.0.homes.forget_built();
+    }
+
     fn arrived(&self, place: Place) -> mm_engine::Result<()> {
         let state = self.0.gate.0.lock();
         match place {

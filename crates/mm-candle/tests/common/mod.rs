@@ -1,7 +1,9 @@
 //! Small checkpoints and models for the tests.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 
+pub mod matrix;
 pub mod outsiders;
+pub mod random;
 pub mod tower;
 
 pub use candle_core::{DType, Result, Tensor};
@@ -53,7 +55,7 @@ pub fn checkpoint(path: &Path, blocks: usize, dtype: DType) {
 }
 
 pub struct Block {
-    up: Linear,
+    pub up: Linear,
     down: Linear,
     norm: RmsNorm,
 }

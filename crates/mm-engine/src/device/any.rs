@@ -109,6 +109,16 @@ impl<M: HostMemory> Device for AnyDevice<M> {
         }
     }
 
+    fn adopt(&self, buffer: AnyBuffer<M>) -> Result<AnyBuffer<M>, AnyBuffer<M>> {
+        match (self, buffer) {
+            (Self::Host(device), AnyBuffer::Host(buffer)) => {
+                device.adopt(buffer).map(AnyBuffer::Host).map_err(AnyBuffer::Host)
+            }
+            #[cfg(feature = "cuda")]
+            (_, buffer) => Err(buffer),
+        }
+    }
+
     fn free(&self, buffer: AnyBuffer<M>) {
         match (self, buffer) {
             (Self::Host(device), AnyBuffer::Host(buffer)) => device.free(buffer),

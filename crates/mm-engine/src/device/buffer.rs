@@ -1,5 +1,7 @@
 //! Host memory typed as tensor libraries want to own it.
 
+use super::pieces;
+use bytemuck::allocation::try_zeroed_vec;
 use half::{bf16, f16};
 use mm_plan::DType;
 
@@ -126,6 +128,15 @@ impl HostBuffer {
         true
     }
 
+    /// Ends after `bytes`, and gives back what it has beyond; what is shorter stays as long as it is.
+    pub fn truncate(&mut self, bytes: u64) {
+        let count = usize::try_from(bytes / self.dtype().size()).unwrap_or(usize::MAX);
+        each!(self, v => {
+            v.truncate(count);
+            v.shrink_to_fit();
+        });
+    }
+
     /// Its memory as bytes.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         each!(self, v => bytemuck::cast_slice_mut(v))
@@ -139,7 +150,14 @@ impl HostMemory for HostBuffer {
 
     fn allocate(dtype: DType, bytes: u64) -> Option<Self> {
         let mut buffer = Self::empty(dtype)?;
-        (buffer.reserve(bytes) && buffer.grow(bytes)).then_some(buffer)
+        let count = usize::try_from(bytes / dtype.size()).ok()?;
+        let room = usize::try_from(pieces::room(bytes) / dtype.size()).ok()?;
+        each!(&mut buffer, v => {
+            // Zeros of the system's: nothing is written yet, and what is cut off never is.
+            *v = try_zeroed_vec(room).or_else(|()| try_zeroed_vec(count)).ok()?;
+            v.truncate(count);
+        });
+        Some(buffer)
     }
 
     fn len(&self) -> u64 {

@@ -114,6 +114,14 @@ impl Reservation {
         self.shared.add(bytes);
         self.bytes = self.bytes.saturating_add(bytes);
     }
+
+    /// Parts with `bytes` of these, at the most all.
+    #[must_use]
+    pub fn split(&mut self, bytes: u64) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { shared: self.shared.clone(), bytes }
+    }
 }
 
 impl Drop for Reservation {
@@ -195,6 +203,18 @@ impl<M: HostMemory> Device for HostDevice<M> {
         for byte in buffer.bytes_mut().iter_mut().step_by(PAGE) {
             *byte = std::hint::black_box(1);
         }
+        Ok(buffer)
+    }
+
+    fn adopt(&self, buffer: M) -> Result<M, M> {
+        let mut memory = self.shared.memory.lock();
+        let Some(in_use) = memory.in_use.checked_add(buffer.len()).filter(|sum| *sum <= memory.budget) else {
+            return Err(buffer);
+        };
+        memory.in_use = in_use;
+        memory.peak = memory.peak.max(in_use);
+        memory.allocations += 1;
+        self.shared.timeline.allocated(buffer.len(), in_use);
         Ok(buffer)
     }
 

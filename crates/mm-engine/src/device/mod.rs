@@ -3,6 +3,7 @@
 mod any;
 mod buffer;
 mod host;
+pub(crate) mod pieces;
 mod stopwatch;
 
 pub use any::{AnyBuffer, AnyCopy, AnyDevice, AnyEvent, AnySource};
@@ -119,6 +120,14 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// What tells times on a device with streams of its own; `None`: they are not told, or as [`Device::tells_times`] says.
     fn stopwatch(&self) -> Option<Arc<dyn Stopwatch>> {
         None
+    }
+
+    /// Takes memory that an adapter allocated, and filled, into the account.
+    ///
+    /// # Errors
+    /// The memory back: it does not fit, or this is not a device that can.
+    fn adopt(&self, buffer: Self::Buffer) -> Result<Self::Buffer, Self::Buffer> {
+        Err(buffer)
     }
 
     /// Memory as counted at each allocation.

@@ -35,7 +35,10 @@ impl<D: Device> ModelManager<D> {
             // Memory ran out first; that nothing smaller can be put in force comes after that.
             let (id, placement, layout) = match (admitted, short.take()) {
                 (Ok(admitted), None) => admitted,
-                (Err(error), None) | (Err(_), Some((error, _))) => return Err(error),
+                (Err(error), None) | (Err(_), Some((error, _))) => {
+                    module.forget_built();
+                    return Err(error);
+                }
                 (Ok((id, placement, layout)), Some((error, retry))) => {
                     if let Retry::Below(limit) = retry
                         && placement.engine_bytes >= limit
@@ -48,6 +51,9 @@ impl<D: Device> ModelManager<D> {
             };
             let run = self.loading(module, id);
             let waited = looks > 1 || !module.is_loaded();
+            if !module.is_loaded() {
+                self.forget_built(Some(module));
+            }
             // With no lock held: others begin and end their runs meanwhile.
             match module.load(&placement, &layout) {
                 Ok(()) => return Ok(run.start(waited.then_some(asked_ns))),
@@ -65,6 +71,15 @@ impl<D: Device> ModelManager<D> {
                     }
                 }
             }
+        }
+    }
+
+    /// What components hold since they were built is freed, but for that one's: it has no place beside what is planned.
+    pub fn forget_built(&self, but: Option<&Arc<Module<D>>>) {
+        let modules: Vec<_> =
+            self.gate.read(|state| state.registry.entries().map(|(_, entry)| entry.module.clone()).collect());
+        for module in modules.iter().filter(|module| but.is_none_or(|but| !Arc::ptr_eq(module, but))) {
+            module.forget_built();
         }
     }
 
