@@ -5,8 +5,10 @@ mod common;
 use candle_core::DType;
 use candle_transformers::models::{
     bert::BertModel,
+    qwen3::ModelForCausalLM as Qwen3,
     stable_diffusion::unet_2d::UNet2DConditionModel,
     t5::{T5EncoderModel, T5ForConditionalGeneration},
+    whisper::model::Whisper,
 };
 use common::{
     bits, manager,
@@ -133,4 +135,14 @@ fn bert() {
 #[test]
 fn llama_with_a_cache_that_it_fills() {
     streams_as_it_computes::<Chat>(85, 2);
+}
+
+#[test]
+fn qwen3_whose_blocks_have_no_spans_of_their_own() {
+    streams_as_it_computes::<Qwen3>(85, 1);
+}
+
+#[test]
+fn whisper_which_uses_its_embedding_in_two_places() {
+    streams_as_it_computes::<Whisper>(85, 1);
 }

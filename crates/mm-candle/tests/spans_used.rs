@@ -2,7 +2,7 @@
 
 mod common;
 
-use candle_core::{Error as CandleError, Result, Tensor};
+use candle_core::{DType, Error as CandleError, Result, Tensor};
 use common::{
     Net, bits, manager, spec,
     tower::{self, LAYER, LAYERS, REST, Tower, input},
@@ -13,7 +13,7 @@ use mm_plan::Strategy;
 use std::{path::Path, thread};
 
 fn by_spans(file: &Path) -> LoadSpec {
-    LoadSpec { spans: true, ..spec("tower", file, candle_core::DType::F32) }
+    LoadSpec { spans: true, ..spec("tower", file, DType::F32) }
 }
 
 /// The tower by itself, and under a manager with room for so many of its layers.
@@ -182,6 +182,8 @@ fn errors_and_panics_inside_spans_leave_the_next_run_right() {
         Ok(())
     });
     assert!(failed.unwrap_err().to_string().contains("the caller's own"));
+    let wrong = case.tower.run(|t| t.forward(&input().to_dtype(DType::F64)?, &[0]));
+    assert!(matches!(wrong, Err(Error::Candle(_))), "a dtype of the caller's own is no refusal");
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         case.tower.run(|t| t.layers[1].around(&input(), || panic!("on purpose")).map(drop))
     }));
@@ -210,7 +212,7 @@ fn what_an_enter_could_not_say_is_what_the_run_answers() {
 fn models_without_spans_or_with_blocks_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("net.safetensors");
-    common::checkpoint(&file, common::BLOCKS, candle_core::DType::F32);
+    common::checkpoint(&file, common::BLOCKS, DType::F32);
     let spec = by_spans(&file);
     let manager = manager(1 << 20, Strategy::GroupOffload);
     let net = manager.load(&spec, |vb| Net::new(common::BLOCKS, &vb)).unwrap();

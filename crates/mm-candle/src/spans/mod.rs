@@ -239,18 +239,18 @@ impl Pass<'_> {
     ) -> std::result::Result<T, Error> {
         self.over = true;
         let outcome = self.follow.end();
-        let reason = if outcome.crowded {
-            "several threads are in its spans at once"
-        } else {
-            "a weight is used outside the span that it was built beside"
-        };
         let gives_up = match (&outcome.error, &answer) {
-            (Some(error), _) => outcome.crowded && matches!(error, EngineError::Misuse(_)),
-            (None, Err(error)) => self.strict && is_refusal(error),
-            (None, Ok(_)) => false,
+            (Some(EngineError::Misuse(_)), _) if outcome.crowded => Some(String::new()),
+            (None, Err(error)) if self.strict && is_refusal(error) => Some(format!(" ({})", first_line(error))),
+            _ => None,
         };
-        if let Some((manager, name)) = managed.filter(|_| gives_up) {
-            return Err(self.spans.give_up(manager, name, reason));
+        if let Some((found, (manager, name))) = gives_up.zip(managed) {
+            let reason = if outcome.crowded {
+                "several threads are in its spans at once"
+            } else {
+                "a weight is used outside the span that it was built beside"
+            };
+            return Err(self.spans.give_up(manager, name, &format!("{reason}{found}")));
         }
         if let Some(error) = outcome.error {
             return Err(error.into());
@@ -272,9 +272,19 @@ impl Drop for Pass<'_> {
     }
 }
 
-/// Whether a kernel was given an evicted weight, which it knows by a dtype that no weight has.
+/// Whether a kernel may have been given an evicted weight, which it knows by a dtype that no weight has. Not all say which one it was.
 fn is_refusal(error: &candle_core::Error) -> bool {
-    error.to_string().contains(&format!("{:?}", DType::F8E8M0))
+    use candle_core::Error::{
+        Context, DTypeMismatchBinaryOp, UnexpectedDType, UnsupportedDTypeForOp, WithBacktrace, WithPath,
+    };
+    const REFUSING: DType = DType::F8E8M0;
+    match error {
+        WithBacktrace { inner, .. } | Context { inner, .. } | WithPath { inner, .. } => is_refusal(inner),
+        DTypeMismatchBinaryOp { lhs, rhs, .. } => [*lhs, *rhs].contains(&REFUSING),
+        UnsupportedDTypeForOp(dtype, _) => *dtype == REFUSING,
+        UnexpectedDType { expected, got, .. } => [*expected, *got].contains(&REFUSING),
+        other => first_line(other).contains("dtype"),
+    }
 }
 
 #[cfg(test)]
@@ -288,5 +298,16 @@ mod tests {
             assert!(absence(less, 0).contains("release_max_level_"), "{less}");
         }
         assert!(absence(LevelFilter::TRACE, 3).contains("blocks of a stack"));
+    }
+
+    #[test]
+    fn a_refusal_is_known_also_where_a_kernel_does_not_name_the_dtype() {
+        use candle_core::Error as Candle;
+        let mismatch = |lhs, rhs| Candle::DTypeMismatchBinaryOp { lhs, rhs, op: "matmul" }.bt();
+        assert!(is_refusal(&mismatch(DType::F32, DType::F8E8M0)));
+        assert!(!is_refusal(&mismatch(DType::F32, DType::F64)), "the caller's own mistake");
+        assert!(is_refusal(&Candle::UnsupportedDTypeForOp(DType::F8E8M0, "exp").context("in a layer")));
+        assert!(is_refusal(&Candle::Msg("unsupported dtype for rmsnorm F32".to_owned()).bt()));
+        assert!(!is_refusal(&Candle::Msg("a file is missing".to_owned())));
     }
 }

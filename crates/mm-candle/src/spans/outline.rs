@@ -84,7 +84,7 @@ struct Unit<'n, 'a> {
     node: &'n Node<'a>,
     /// Made between its weights.
     between: Vec<usize>,
-    /// At its edges: before its first weight, and after its last.
+    /// At its edges, from the inside out: before its first weight, and after its last.
     edges: [Vec<usize>; 2],
 }
 
@@ -198,10 +198,9 @@ impl Finder {
             let spans = self.spans.iter().enumerate();
             spans.filter(move |(_, (line, before))| *before == place && self.directions.get(line) == Some(&direction))
         };
-        // The outermost before a module, or after it, are of what contains it.
-        let opening: Vec<usize> = at(node.first, Direction::Before).map(|(span, _)| span).collect();
-        let opening = opening.into_iter().rev().take(node.openings()).collect();
-        let closing = at(node.last + 1, Direction::After).map(|(span, _)| span).take(node.closings()).collect();
+        let mut opening: Vec<usize> = at(node.first, Direction::Before).map(|(span, _)| span).collect();
+        opening.reverse();
+        let closing = at(node.last + 1, Direction::After).map(|(span, _)| span).collect();
         let between = self.spans.iter().enumerate();
         let between = between.filter(|(_, (_, before))| (node.first + 1..=node.last).contains(before));
         let between = between.map(|(span, _)| span).collect();
@@ -209,18 +208,22 @@ impl Finder {
     }
 }
 
-/// Entries of a stack that begin, or end, alike have the same lines of code there: one more is of what contains them.
+/// Leaves out spans at an edge that are of what contains the entries of a stack. Entries that begin, or end, alike have the same lines of
+/// code there, and what contains them does not. Of one that is like no other the innermost are its: one for each module that
+/// begins, or ends, there.
 fn keep_common(units: &mut [Unit<'_, '_>], edge: usize, weights: &[&str], spans: &[(usize, usize)]) {
     let line = |span: &usize| spans[*span].0;
-    let mut common: HashMap<&str, HashSet<usize>> = HashMap::new();
+    let mut alike: HashMap<&str, (usize, HashSet<usize>)> = HashMap::new();
     for unit in &*units {
         let lines: HashSet<usize> = unit.edges[edge].iter().map(line).collect();
-        let common = common.entry(unit.at(edge, weights)).or_insert_with(|| lines.clone());
+        let (count, common) = alike.entry(unit.at(edge, weights)).or_insert_with(|| (0, lines.clone()));
         common.retain(|line| lines.contains(line));
+        *count += 1;
     }
     for unit in units {
-        if let Some(common) = common.get(unit.at(edge, weights)).filter(|common| !common.is_empty()) {
-            unit.edges[edge].retain(|span| common.contains(&line(span)));
+        match alike.get(unit.at(edge, weights)) {
+            Some((2.., common)) if !common.is_empty() => unit.edges[edge].retain(|span| common.contains(&line(span))),
+            _ => unit.edges[edge].truncate(if edge == 0 { unit.node.openings() } else { unit.node.closings() }),
         }
     }
 }

@@ -37,6 +37,14 @@ fn spans_made_before_the_weights_are_of_the_block_after_them() {
 }
 
 #[test]
+fn a_block_may_begin_with_more_spans_than_modules() {
+    // As whisper's: line 1 a block's, 2 to 4 of its attention, which all come before the first weight.
+    let block = |i| format!("#1 #2 #3 #4 h.{i}.q.w #5 h.{i}.n.w ");
+    let outline = outline(&format!("in.w {}{}out.w", block(0), block(1)));
+    assert_eq!(paths(&outline), [["h.0"; 5], ["h.1"; 5]].concat());
+}
+
+#[test]
 fn one_span_more_after_the_last_of_equal_blocks_is_not_its() {
     // Each ends with a layer that has no span, so two spans could be of the last: its own (1), and its level's (2).
     let outline = outline("in.w a.0.r.0.x.w a.0.r.0.y.w #1 a.0.r.1.x.w a.0.r.1.y.w #1 #2 out.w");
