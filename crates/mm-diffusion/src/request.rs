@@ -11,7 +11,8 @@ pub struct Request {
     /// What to lead away from; only read with guidance.
     pub negative: String,
     /// How strongly: `positive + guidance × (positive − negative)`. Zero makes no negative pass. To [`Flux`](crate::Flux) it is
-    /// an input of its transformer; [`Sd3`](crate::Sd3) [`StableDiffusion`](crate::StableDiffusion) and [`Wuerstchen`](crate::Wuerstchen) count from the negative. Each is the `guidance_scale` of diffusers' pipeline.
+    /// an input of its transformer; [`Sd3`](crate::Sd3), [`StableDiffusion`](crate::StableDiffusion) and
+    /// [`Wuerstchen`](crate::Wuerstchen) count from the negative. Each is the `guidance_scale` of diffusers' pipeline.
     pub guidance: f64,
     /// Denoising steps; of [`Wuerstchen`](crate::Wuerstchen)'s prior, whose decoder makes a fifth as many.
     pub steps: u32,
