@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 fn checkpoint(model: Model) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let dim = if matches!(model, Model::Sd15 | Model::Sd21 | Model::Sdxl) { 32 } else { 64 };
+    let dim = if matches!(model, Model::Sd15 | Model::Sd21 | Model::Sdxl | Model::Wuerstchen) { 32 } else { 64 };
     let options = Options { layers: Some(1), dim: Some(dim), scale: 0.0001, fill: Fill::Random, ..Options::default() };
     Fixture::new(model, &options).expect("a fixture").write(folder.path()).expect("writes");
     folder
@@ -174,4 +174,30 @@ fn flux_of_gguf_files_is_inspected_planned_and_run() {
     std::fs::write(&lone, &bytes).expect("writes");
     std::fs::copy(&lone, checkpoint.path().join("transformer/other.gguf")).expect("copies");
     draw(checkpoint.path(), &out, &[]).fails(4, &["other.gguf", "leave one of them"]);
+}
+
+#[test]
+fn wuerstchen_makes_the_same_picture_under_a_budget() {
+    let (checkpoint, folder) = (checkpoint(Model::Wuerstchen), tempfile::tempdir().expect("a folder"));
+    let out = file(&folder, "out.png");
+    let draw = |more: &[&str]| {
+        let flags = ["--prompt", "a red cat", "--steps", "6", "--width", "128", "--height", "256", "--json", "-o"];
+        mm([&["run", text(checkpoint.path())], &flags[..], &[text(&out)], more].concat())
+    };
+    let whole = draw(&[]).ok().json();
+    let mut seen = passes(&whole);
+    seen.sort_unstable();
+    let expected = [("decoder", 2), ("prior_prior", 6), ("prior_text_encoder", 2), ("text_encoder", 1), ("vqgan", 1)];
+    assert_eq!(seen, expected);
+    let image = image::open(&out).expect("an image").into_rgb8();
+    assert_eq!((image.width(), image.height()), (128, 256));
+    let first = image.pixels().next().copied();
+    assert!(image.pixels().any(|pixel| Some(*pixel) != first), "one colour");
+    let smallest = draw(&["--vram", "1KiB"]).fails(3, &["needs"]).json();
+    let smallest = smallest["error"]["smallest"].as_u64().expect("bytes").to_string();
+    let tight = draw(&["--vram", &smallest]).ok().json();
+    assert_eq!(tight["image_blake3"], whole["image_blake3"]);
+    assert!(tight["peak"]["device"].as_u64() < whole["peak"]["device"].as_u64());
+    let size = ["run", text(checkpoint.path()), "--prompt", "a", "--width", "48", "-o", text(&out)];
+    mm(size).fails(2, &["--width", "multiple of 128"]);
 }

@@ -134,15 +134,20 @@ impl Encoder {
 
     /// At most as many ids as there are positions.
     pub(crate) fn forward(&self, ids: &[u32]) -> Result<Encoded> {
+        self.forward_first(ids, ids.len())
+    }
+
+    /// The same, with only the first `seen` ids attended to.
+    pub(crate) fn forward_first(&self, ids: &[u32], seen: usize) -> Result<Encoded> {
         let count = ids.len();
         let device = self.tokens.embeddings().device();
         let positions = Tensor::arange(0, count as u32, device)?.unsqueeze(0)?;
         let tokens = self.tokens.forward(&Tensor::new(ids, device)?.unsqueeze(0)?)?;
         let mut x = tokens.broadcast_add(&self.positions.forward(&positions)?)?;
         let mut hidden = x.clone();
-        let later: Vec<f32> =
-            (0..count).flat_map(|query| (0..count).map(move |key| if key > query { f32::MIN } else { 0.0 })).collect();
-        let causal = Tensor::from_vec(later, (1, 1, count, count), device)?;
+        let hidden_from = |query: usize| move |key: usize| if key > query || key >= seen { f32::MIN } else { 0.0 };
+        let unseen: Vec<f32> = (0..count).flat_map(|query| (0..count).map(hidden_from(query))).collect();
+        let causal = Tensor::from_vec(unseen, (1, 1, count, count), device)?;
         for layer in self.layers.iter() {
             hidden = x;
             x = layer?.forward(&hidden, &causal)?;

@@ -28,12 +28,13 @@
 //! 5. In f32, T5, CLIP, the transformers of FLUX.1 and Stable Diffusion 3 and the UNet of 1.5 and 2.1 equal candle's own bit for
 //!    bit (unit tests beside them), the UNet but for GELU, which candle approximates.
 //!
-//! [`Pipeline`] is whichever of [`ZImage`], [`Flux`], [`Sd3`] and [`StableDiffusion`] a folder holds.
+//! [`Pipeline`] is whichever of [`ZImage`], [`Flux`], [`Sd3`], [`StableDiffusion`] and [`Wuerstchen`] a folder holds.
 
 #![forbid(unsafe_code)]
 
 mod check;
 mod clip;
+mod conv;
 mod denoise;
 mod describe;
 mod error;
@@ -66,6 +67,7 @@ mod template;
 mod tokenizer;
 mod trace;
 mod vae;
+mod wuerstchen;
 mod z_image;
 
 pub use describe::describe;
@@ -80,4 +82,5 @@ pub use sd::StableDiffusion;
 pub use sd3::Sd3;
 pub use tokenizer::Tokenizer;
 pub use trace::Trace;
+pub use wuerstchen::Wuerstchen;
 pub use z_image::ZImage;

@@ -62,15 +62,21 @@ impl PaddedTokenizer {
 
     /// The ids of a prompt, for a text encoder of this vocabulary.
     pub(crate) fn encode(&self, prompt: &str, vocabulary: usize) -> Result<Vec<u32>, Error> {
+        Ok(self.encode_counted(prompt, vocabulary)?.0)
+    }
+
+    /// The same, and how many of them are not padding.
+    pub(crate) fn encode_counted(&self, prompt: &str, vocabulary: usize) -> Result<(Vec<u32>, usize), Error> {
         let invalid = |reason: String| Error::Tokenizer { file: self.file.clone(), reason };
         let encoding = self.tokenizer.encode(prompt, true).map_err(|e| invalid(e.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
         if ids.len() > self.length {
             return Err(invalid(format!("a prompt became {} tokens; expected at most {}", ids.len(), self.length)));
         }
+        let count = ids.len();
         ids.resize(self.length, self.padding);
         in_vocabulary(&ids, vocabulary, &self.file)?;
-        Ok(ids)
+        Ok((ids, count))
     }
 }
 

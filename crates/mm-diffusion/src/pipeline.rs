@@ -1,7 +1,8 @@
 //! A pipeline of whichever kind.
 
 use crate::{
-    Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, StableDiffusion, ZImage, check::Check,
+    Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, StableDiffusion, Wuerstchen, ZImage,
+    check::Check,
 };
 
 /// The pipeline that a folder holds, as its `model_index.json` says.
@@ -14,23 +15,26 @@ pub enum Pipeline {
     Sd3(Box<Sd3>),
     /// Stable Diffusion 1.5, 2.1 and XL.
     StableDiffusion(Box<StableDiffusion>),
+    /// Würstchen.
+    Wuerstchen(Box<Wuerstchen>),
 }
 
 /// The classes of these.
-const CLASSES: [&str; 5] = [
+const CLASSES: [&str; 6] = [
     "ZImagePipeline",
     "FluxPipeline",
     "StableDiffusion3Pipeline",
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
+    "WuerstchenCombinedPipeline",
 ];
 
 impl Pipeline {
     /// Loads a Diffusers folder.
     ///
     /// # Errors
-    /// The pipeline's class is none of those here; else as [`ZImage::load`], [`Flux::load`], [`Sd3::load`] and
-    /// [`StableDiffusion::load`].
+    /// The pipeline's class is none of those here; else as [`ZImage::load`], [`Flux::load`], [`Sd3::load`],
+    /// [`StableDiffusion::load`] and [`Wuerstchen::load`].
     pub fn load(folder: &Folder, options: &LoadOptions, loader: &impl Loader) -> Result<Self, Error> {
         let class = folder.pipeline_class()?;
         match class {
@@ -39,6 +43,7 @@ impl Pipeline {
             "StableDiffusionPipeline" | "StableDiffusionXLPipeline" => {
                 Ok(Self::StableDiffusion(Box::new(StableDiffusion::load(folder, options, loader)?)))
             }
+            "WuerstchenCombinedPipeline" => Ok(Self::Wuerstchen(Box::new(Wuerstchen::load(folder, options, loader)?))),
             _ => {
                 let index = folder.path("model_index.json");
                 Check(&index).supported(CLASSES.contains(&class), "_class_name", class, &CLASSES.join(", "))?;
@@ -57,6 +62,7 @@ impl Pipeline {
             Self::Flux(pipeline) => pipeline.generate(request, observe),
             Self::Sd3(pipeline) => pipeline.generate(request, observe),
             Self::StableDiffusion(pipeline) => pipeline.generate(request, observe),
+            Self::Wuerstchen(pipeline) => pipeline.generate(request, observe),
         }
     }
 
@@ -69,6 +75,7 @@ impl Pipeline {
             Self::Flux(_) => 2,
             Self::Sd3(pipeline) => u64::from(pipeline.encode_passes(request)),
             Self::StableDiffusion(pipeline) => u64::from(pipeline.encode_passes(request)),
+            Self::Wuerstchen(pipeline) => return pipeline.passes(request),
         };
         let denoise = match self {
             Self::StableDiffusion(pipeline) => pipeline.denoise_passes(request),

@@ -11,9 +11,10 @@ pub struct Request {
     /// What to lead away from; only read with guidance.
     pub negative: String,
     /// How strongly: `positive + guidance × (positive − negative)`. Zero makes no negative pass. To [`Flux`](crate::Flux) it is
-    /// an input of its transformer; [`Sd3`](crate::Sd3) and [`StableDiffusion`](crate::StableDiffusion) count from the negative. Each is the `guidance_scale` of diffusers' pipeline.
+    /// an input of its transformer; [`Sd3`](crate::Sd3), [`StableDiffusion`](crate::StableDiffusion) and
+    /// [`Wuerstchen`](crate::Wuerstchen) count from the negative. Each is the `guidance_scale` of diffusers' pipeline.
     pub guidance: f64,
-    /// Denoising steps.
+    /// Denoising steps; of [`Wuerstchen`](crate::Wuerstchen)'s prior, whose decoder makes a fifth as many.
     pub steps: u32,
     /// Seed of the initial latents: the same on every platform.
     pub seed: u64,
@@ -48,7 +49,8 @@ impl Default for Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// `text_encoder`, `transformer` or `vae`; other families' `text_encoder_2` and `text_encoder_3`, and `unet`.
+    /// `text_encoder`, `transformer` or `vae`; other families' `text_encoder_2` and `text_encoder_3`, and `unet`;
+    /// Würstchen's `prior_text_encoder`, `prior_prior`, `decoder` and `vqgan`.
     pub component: &'static str,
     /// Passes of it that are done, from 1.
     pub pass: u32,

@@ -10,7 +10,7 @@ use std::{
 
 /// Tensors by name: `input_ids`, `prompt_embeds`, `negative_prompt_embeds`, `initial_latents`,
 /// `transformer_out_t0.25`, `timesteps`, `sigmas`, `latents`, `image`; other families' `input_ids_2`, `input_ids_3`, `pooled_prompt_embeds`,
-/// `unet_out_t250`.
+/// `unet_out_t250`; Würstchen's `prompt_embeds_2`, `image_embeddings`, `prior_noise` and `decoder_noise`.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// The tensors.

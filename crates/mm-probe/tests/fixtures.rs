@@ -69,8 +69,13 @@ fn root(fixture: &Fixture, folder: &Path) -> PathBuf {
     }
 }
 
+/// Those of which more than bytes is known.
+fn models() -> impl Iterator<Item = Model> {
+    Model::ALL.into_iter().filter(|model| *model != Model::Wuerstchen)
+}
+
 fn for_each(layout: Layout, options: &Options) {
-    Model::ALL.into_iter().for_each(|model| inspected(model, layout, options));
+    models().for_each(|model| inspected(model, layout, options));
 }
 
 fn inspected(model: Model, layout: Layout, options: &Options) {
@@ -110,7 +115,7 @@ fn the_cache_with_links_and_with_copies() {
 fn few_layers_and_small_widths() {
     // A UNet of fewer has levels with one block each, which is no stack.
     let unets = [Model::Sd15, Model::Sd21, Model::Sdxl];
-    for (model, layers) in Model::ALL.into_iter().filter(|model| !unets.contains(model)).zip([2, 3, 7, 8, 9, 2]) {
+    for (model, layers) in models().filter(|model| !unets.contains(model)).zip([2, 3, 7, 8, 9, 2]) {
         inspected(model, Layout::Diffusers, &Options { layers: Some(layers), scale: 0.01, ..Options::default() });
     }
     for layers in [10, 20] {
@@ -124,7 +129,7 @@ fn what_lies_beside_the_weights_does_not_count() {
     for_each(Layout::Diffusers, &Options { variants: true, ..Options::default() });
     for_each(Layout::HfCache, &Options { variants: true, scale: 0.1, ..Options::default() });
     for_each(Layout::Single, &Options { variants: true, scale: 0.1, ..Options::default() });
-    for model in Model::ALL {
+    for model in models() {
         let fixture = Fixture::new(model, &Options { variants: true, ..Options::default() }).expect("a fixture");
         let half = Options { dtype: Some(safetensors::Dtype::F16), ..Options::default() };
         let folder = tempfile::tempdir().expect("a folder");
@@ -137,7 +142,7 @@ fn what_lies_beside_the_weights_does_not_count() {
 /// The architecture of every component, by the names of either layout.
 #[test]
 fn architectures_are_recognized() {
-    for model in Model::ALL {
+    for model in models() {
         for layout in [Layout::Diffusers, Layout::Single] {
             let fixture = Fixture::new(model, &Options { layout, ..Options::default() }).expect("a fixture");
             let folder = tempfile::tempdir().expect("a folder");
@@ -153,6 +158,7 @@ fn architectures_are_recognized() {
                 (Model::Sd35Large, _) => &["clip", "clip", "t5", "sd3", "autoencoder_kl"],
                 (Model::Sd15 | Model::Sd21, _) => &["clip", "unet", "autoencoder_kl"],
                 (Model::Sdxl, _) => &["clip", "clip", "unet", "autoencoder_kl"],
+                (Model::Wuerstchen, _) => unreachable!("its architectures are not known"),
                 (Model::Wan14b, Layout::Diffusers) => &["umt5", "wan", "autoencoder_kl_wan"],
                 (Model::Wan14b, _) => &["wan"],
                 (Model::T5Xxl, _) => &["t5"],

@@ -4,7 +4,7 @@ use super::request;
 use crate::common::{manager, options};
 use candle_core::{DType, Tensor};
 use mm_candle::Error as CandleError;
-use mm_diffusion::{Error, Folder, Generated, Pipeline, Unmanaged, describe};
+use mm_diffusion::{Error, Folder, Generated, Pipeline, Request, Unmanaged, describe};
 use mm_engine::EngineError;
 use mm_plan::{Infeasible, Plan, Strategy};
 
@@ -18,11 +18,21 @@ pub(crate) fn draw(
     budget: u64,
     strategy: Strategy,
 ) -> Result<(Vec<u32>, Plan), Infeasible> {
+    draw_of(folder, dtype, budget, strategy, &request())
+}
+
+pub(crate) fn draw_of(
+    folder: &Folder,
+    dtype: DType,
+    budget: u64,
+    strategy: Strategy,
+    request: &Request,
+) -> Result<(Vec<u32>, Plan), Infeasible> {
     let manager = manager(budget, strategy);
     let pipeline = Pipeline::load(folder, &options(dtype), &manager).unwrap();
     let mut images = Vec::new();
     for _ in 0..2 {
-        match pipeline.generate(&request(), |_| {}) {
+        match pipeline.generate(request, |_| {}) {
             Ok(generated) => images.push(bits(&generated.image)),
             Err(Error::Component { source: CandleError::Engine(EngineError::Infeasible(why)), .. }) => return Err(why),
             Err(other) => panic!("{dtype:?} {strategy} {budget}: {other}"),
@@ -41,16 +51,18 @@ pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
 
 /// `folder` under every strategy that has a plan.
 pub(crate) fn matrix(folder: &Folder, dtype: DType) {
+    matrix_of(folder, dtype, &request());
+}
+
+pub(crate) fn matrix_of(folder: &Folder, dtype: DType, request: &Request) {
     let weights = weight_bytes(folder, dtype);
-    let expected = bits(&unmanaged(folder, dtype).image);
-    let Err(Infeasible::NeverFits { smallest, component, .. }) = draw(folder, dtype, 1, Strategy::Auto) else {
-        panic!("one byte can't be enough");
-    };
-    assert!(smallest < weights, "{dtype:?}: {component} needs {smallest} of {weights}");
+    let expected = bits(&unmanaged_of(folder, dtype, request).image);
+    let smallest = smallest_of(folder, dtype, request);
+    assert!(smallest < weights, "{dtype:?}: {smallest} of {weights}");
     for budget in [2 * weights, (smallest + weights) / 2, smallest] {
         let mut feasible = 0;
         for strategy in STRATEGIES {
-            match draw(folder, dtype, budget, strategy) {
+            match draw_of(folder, dtype, budget, strategy, request) {
                 Ok((image, _)) => {
                     assert!(image == expected, "{dtype:?} {strategy} in {budget} of {weights} bytes: other bits");
                     feasible += 1;
@@ -67,7 +79,19 @@ pub(crate) fn matrix(folder: &Folder, dtype: DType) {
 
 /// What it is compared with.
 pub(crate) fn unmanaged(folder: &Folder, dtype: DType) -> Generated {
-    Pipeline::load(folder, &options(dtype), &Unmanaged).unwrap().generate(&request(), |_| {}).unwrap()
+    unmanaged_of(folder, dtype, &request())
+}
+
+pub(crate) fn unmanaged_of(folder: &Folder, dtype: DType, request: &Request) -> Generated {
+    Pipeline::load(folder, &options(dtype), &Unmanaged).unwrap().generate(request, |_| {}).unwrap()
+}
+
+/// The least that there is a plan for.
+pub(crate) fn smallest_of(folder: &Folder, dtype: DType, request: &Request) -> u64 {
+    match draw_of(folder, dtype, 1, Strategy::Auto, request) {
+        Err(Infeasible::NeverFits { smallest, .. }) => smallest,
+        other => panic!("one byte can't be enough: {:?}", other.map(|_| "an image")),
+    }
 }
 
 /// Bytes of everything the models ask for.

@@ -1,9 +1,7 @@
 //! A transformer over the places of a level, which attend to each other and to the text.
 
-use super::{
-    config::{Config, Level},
-    conv::Conv,
-};
+use super::config::{Config, Level};
+use crate::conv::Conv;
 use candle_core::{D, DType, Module, Result, Tensor};
 use candle_nn::{GroupNorm, LayerNorm, Linear, VarBuilder, group_norm, layer_norm, linear, linear_no_bias};
 use mm_candle::Blocks;

@@ -2,7 +2,6 @@
 
 mod attention;
 mod config;
-mod conv;
 mod encode;
 mod pipeline;
 mod resnet;

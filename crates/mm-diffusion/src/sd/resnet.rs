@@ -1,6 +1,6 @@
 //! A residual block that is told the timestep.
 
-use super::conv::Conv;
+use crate::conv::Conv;
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::{GroupNorm, Linear, VarBuilder, group_norm, linear};
 

@@ -7,10 +7,10 @@
 use super::{
     attention::Attention,
     config::{Config, Level},
-    conv::Conv,
     resnet::Resnet,
     time::{Added, Time},
 };
+use crate::conv::Conv;
 use candle_core::{DType, Device, Module, Result, Tensor};
 use candle_nn::{GroupNorm, VarBuilder, group_norm};
 use mm_candle::Blocks;

@@ -42,6 +42,11 @@ impl Clip {
         Clip { heads, layers: 23, vocabulary, activation: "gelu", projection: false }
     }
 
+    /// OpenCLIP ViT-bigG/14 without its projection.
+    pub(crate) fn giant(sizes: Sizes) -> Clip {
+        Clip { projection: false, ..Clip::big(sizes) }
+    }
+
     pub(crate) fn dim(&self) -> usize {
         self.heads.dim()
     }

@@ -13,6 +13,7 @@ mod unet;
 mod vae;
 mod wan;
 mod wan_vae;
+mod wuerstchen;
 mod z_image;
 
 use crate::{Component, Error, Layout, Options, builder::Builder, options::named, sizes::Sizes};
@@ -35,6 +36,8 @@ pub enum Model {
     Sd21,
     /// stabilityai/stable-diffusion-xl-base-1.0: a UNet, CLIP-L, CLIP-G.
     Sdxl,
+    /// warp-ai/wuerstchen: a prior, a decoder, a VQ model, CLIP-G, CLIP-H.
+    Wuerstchen,
     /// Wan-AI/Wan2.1-T2V-14B: 40 blocks, UMT5-XXL.
     Wan14b,
     /// The encoder of T5-XXL alone.
@@ -46,13 +49,14 @@ pub enum Model {
 
 impl Model {
     /// Every model.
-    pub const ALL: [Model; 9] = [
+    pub const ALL: [Model; 10] = [
         Model::ZImageTurbo,
         Model::FluxDev,
         Model::Sd35Large,
         Model::Sd15,
         Model::Sd21,
         Model::Sdxl,
+        Model::Wuerstchen,
         Model::Wan14b,
         Model::T5Xxl,
         Model::Qwen3_4b,
@@ -67,6 +71,7 @@ impl Model {
             Model::Sd15 => "sd1.5",
             Model::Sd21 => "sd2.1",
             Model::Sdxl => "sdxl",
+            Model::Wuerstchen => "wuerstchen",
             Model::Wan14b => "wan-14b",
             Model::T5Xxl => "t5-xxl",
             Model::Qwen3_4b => "qwen3-4b",
@@ -82,6 +87,7 @@ impl Model {
             Model::Sd15 => ("stable-diffusion-v1-5", "stable-diffusion-v1-5"),
             Model::Sd21 => ("stabilityai", "stable-diffusion-2-1"),
             Model::Sdxl => ("stabilityai", "stable-diffusion-xl-base-1.0"),
+            Model::Wuerstchen => ("warp-ai", "wuerstchen"),
             Model::Wan14b => ("Wan-AI", "Wan2.1-T2V-14B-Diffusers"),
             Model::T5Xxl => ("google", "t5-v1_1-xxl"),
             Model::Qwen3_4b => ("Qwen", "Qwen3-4B"),
@@ -97,6 +103,7 @@ impl Model {
             Model::Sd15 => "v1-5-pruned-emaonly.safetensors",
             Model::Sd21 => "v2-1_768-ema-pruned.safetensors",
             Model::Sdxl => "sd_xl_base_1.0.safetensors",
+            Model::Wuerstchen => "wuerstchen.safetensors",
             Model::Wan14b => "wan2.1_t2v_14B.safetensors",
             Model::T5Xxl => "t5xxl.safetensors",
             Model::Qwen3_4b => "qwen_3_4b.safetensors",
@@ -147,6 +154,7 @@ pub(crate) fn build(model: Model, options: &Options) -> (Vec<Component>, Option<
         Model::Sd15 => sd::one(sizes, single),
         Model::Sd21 => sd::two(sizes, single),
         Model::Sdxl => sdxl::build(sizes, single),
+        Model::Wuerstchen => wuerstchen::build(sizes, single),
         Model::Wan14b => wan::build(sizes, single),
         Model::T5Xxl if options.gguf.is_some() => (vec![t5::T5::xxl(sizes).gguf(model.name())], None),
         Model::T5Xxl => (vec![t5::T5::xxl(sizes).component(model.name(), Dtype::BF16)], None),
