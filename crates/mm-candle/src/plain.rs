@@ -26,8 +26,14 @@ impl SimpleBackend for PlainBackend {
         let fail = |reason: String| Error::Msg(format!("{}: tensor {name}: {reason}", source.file().display())).bt();
         let known = dtype_of(source.dtype()).filter(|d| candle_dtype(*d).is_some() && HostBuffer::holds(*d));
         let stored = known.ok_or_else(|| fail(format!("dtype {:?} is not known", source.dtype())))?;
-        let mut buffer = HostBuffer::allocate(stored, source.byte_len())
-            .ok_or_else(|| fail(format!("no memory for its {} bytes", source.byte_len())))?;
+        let buffer = if candle_dtype(stored) == Some(dtype) {
+            HostBuffer::allocate(stored, source.byte_len())
+        } else {
+            // It goes as soon as it is cast: the next one takes the same memory out of malloc's heap.
+            let empty = HostBuffer::empty(stored);
+            empty.and_then(|mut buffer| buffer.grow(source.byte_len()).then_some(buffer))
+        };
+        let mut buffer = buffer.ok_or_else(|| fail(format!("no memory for its {} bytes", source.byte_len())))?;
         source.read_into(0, buffer.bytes_mut()).map_err(|error| fail(error.reason()))?;
         let tensor =
             Tensor::from_storage(Storage::Cpu(into_storage(buffer)), source.shape(), BackpropOp::none(), false);
