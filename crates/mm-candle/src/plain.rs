@@ -8,7 +8,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
-use mm_engine::{HostBuffer, HostMemory, Place, dtype_of};
+use mm_engine::{HostBuffer, Place, dtype_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -34,28 +34,34 @@ impl PlainBackend {
 pub(crate) fn read(weights: &Weights, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
     let source = weights.get(name).ok_or_else(|| Error::CannotFindTensor { path: name.to_owned() }.bt())?;
     let as_bytes = bytes_asked(source, None, dtype)?;
-    let tensor = if as_bytes { read_bytes(source) } else { read_tensor(source) };
+    let stays = dtype_of(source.dtype()).and_then(candle_dtype) == Some(dtype);
+    let tensor = if as_bytes { read_bytes(source) } else { read_tensor(source, stays) };
     tensor?.to_device(device)?.to_dtype(dtype)
 }
 
-/// The same on the CPU, as stored.
-pub(crate) fn read_tensor(source: &TensorSlice) -> Result<Tensor> {
+/// The same on the CPU, as stored. `stays`: it is not cast, which soon ends it.
+pub(crate) fn read_tensor(source: &TensorSlice, stays: bool) -> Result<Tensor> {
     let stored = dtype_of(source.dtype()).filter(|d| candle_dtype(*d).is_some());
     let stored = stored.ok_or_else(|| fail(source, &format!("dtype {:?} is not known", source.dtype())))?;
-    read_as(source, stored, source.byte_len(), Shape::from(source.shape()))
+    read_as(source, stored, source.byte_len(), Shape::from(source.shape()), stays)
 }
 
 /// A quantized one's bytes, as words of which the last may not be full.
 fn read_bytes(source: &TensorSlice) -> Result<Tensor> {
     let room = source.byte_len().next_multiple_of(4);
-    read_as(source, mm_plan::DType::Bytes, room, Shape::from(words(source)))
+    read_as(source, mm_plan::DType::Bytes, room, Shape::from(words(source)), true)
 }
 
-fn read_as(source: &TensorSlice, stored: mm_plan::DType, room: u64, shape: Shape) -> Result<Tensor> {
+fn read_as(source: &TensorSlice, stored: mm_plan::DType, room: u64, shape: Shape, stays: bool) -> Result<Tensor> {
     if !HostBuffer::holds(stored) {
         return Err(fail(source, &format!("dtype {stored} is not known")));
     }
-    let buffer = HostBuffer::allocate(stored, room);
+    let buffer = if stays {
+        HostBuffer::allocate(stored, room)
+    } else {
+        // The next one takes the same memory out of malloc's heap.
+        HostBuffer::empty(stored).and_then(|mut buffer| buffer.grow(room).then_some(buffer))
+    };
     let mut buffer = buffer.ok_or_else(|| fail(source, &format!("no memory for its {} bytes", source.byte_len())))?;
     // As many as there are, of which room has been made for all.
     let place = usize::try_from(source.byte_len()).ok().and_then(|len| buffer.bytes_mut().get_mut(..len));

@@ -113,7 +113,7 @@ fn effective(loras: &[(Lora, f64)]) -> Vec<(Lora, f64)> {
 pub(crate) fn read_term(piece: &Piece, scale: f64, device: &Device) -> Result<Term> {
     let factors = &piece.factors;
     let read = |source: &TensorSlice, rows: usize| -> Result<Tensor> {
-        let tensor = plain::read_tensor(source)?;
+        let tensor = plain::read_tensor(source, false)?;
         // As on a managed device: floats that candle doesn't compute with are f32.
         let dtype = match tensor.dtype() {
             kept @ (DType::F32 | DType::F16 | DType::BF16) => kept,
