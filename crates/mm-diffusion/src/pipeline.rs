@@ -1,6 +1,8 @@
 //! A pipeline of whichever kind.
 
-use crate::{Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, ZImage, check::Check};
+use crate::{
+    Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, ZImage, check::Check, lora::Member,
+};
 
 /// The pipeline that a folder holds, as its `model_index.json` says.
 pub enum Pipeline {
@@ -45,6 +47,14 @@ impl Pipeline {
             Self::ZImage(pipeline) => pipeline.generate(request, observe),
             Self::Flux(pipeline) => pipeline.generate(request, observe),
             Self::Sd3(pipeline) => pipeline.generate(request, observe),
+        }
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        match self {
+            Self::ZImage(pipeline) => pipeline.members(),
+            Self::Flux(pipeline) => pipeline.members(),
+            Self::Sd3(pipeline) => pipeline.members(),
         }
     }
 
