@@ -32,6 +32,8 @@
 //! 6. Files, tensors and shapes that don't fit are named (`tests/models.rs`).
 //! 7. A file truncated or written in place while it streams is an error that names file, tensor and range; one replaced
 //!    by renaming goes on as it was; what is loaded anew has the new weights (`tests/files.rs`).
+//! 8. LoRA, in any of three dialects, is the same to the bit under every strategy and budget and without a manager, equals weights merged in
+//!    f64 within rounding, and leaves the original bits when it goes (`tests/lora.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's

@@ -26,6 +26,7 @@
 //! 3. A request that can't be fulfilled is refused before anything is computed (`tests/bad_requests.rs`).
 //! 4. A broken checkpoint is an error that names the file, and the key or tensor (`tests/bad_folders.rs`).
 //! 5. In f32, T5, CLIP and the transformers of FLUX.1 and Stable Diffusion 3 equal candle's own bit for bit (unit tests beside them).
+//! 6. With a LoRA latents and images equal diffusers' too, under the names of either kind (the workspace's `tests/tests/lora.rs`).
 //!
 //! [`Pipeline`] is whichever of [`ZImage`], [`Flux`] and [`Sd3`] a folder holds.
 
