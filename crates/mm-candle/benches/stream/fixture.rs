@@ -29,7 +29,7 @@ pub fn write_lora(path: &Path, shape: Shape, rank: usize) -> Result<(), Error> {
         };
         [factor("lora_A", vec![rank, shape[1]]), factor("lora_B", vec![shape[0], rank])]
     });
-    write_file(path, &factors.collect::<Vec<_>>(), Fill::Random, 0)
+    write_file(path, &factors.collect::<Vec<_>>(), Fill::Random, 0).map(drop)
 }
 
 /// Values in -1..1.
