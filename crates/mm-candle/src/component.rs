@@ -184,6 +184,14 @@ impl<M> Component<M> {
         Ok(matched)
     }
 
+    /// What [`Component::apply_lora`] would do, without doing it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn match_lora(&self, lora: &Lora) -> std::result::Result<Matched, Error> {
+        self.loaded.adapted.lock().with(lora, 1.0).map(|(_, matched)| matched)
+    }
+
     /// Takes the LoRA of this file away; `false`: it is not there. With the last one the weights are to the bit what they were: they are
     /// copied anew, nothing is subtracted.
     ///

@@ -45,6 +45,8 @@
 //!     crash, no other output, and an error where one is due (`tests/robustness.rs`).
 //! 12. What goes gives its memory back to the system, from whichever thread it is dropped (`tests/unload.rs`).
 //! 13. A whole model that was just built runs without being read again (`tests/built.rs`).
+//! 14. LoRA, in any of three dialects, is the same to the bit under every strategy and budget and without a manager, equals weights merged in
+//!     f64 within rounding, and leaves the original bits when it goes (`tests/lora.rs`).
 //!
 //! How: a weight is a view into its *home*, one flat tensor per group and dtype. Putting a group on the
 //! device swaps a slot's memory into its homes; evicting swaps it out and leaves a storage that candle's

@@ -8,7 +8,7 @@ use crate::{
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, op::BackpropOp};
 use candle_nn::{Init, var_builder::SimpleBackend};
 use mm_cache::{TensorSlice, Weights};
-use mm_engine::{HostBuffer, Place, dtype_of};
+use mm_engine::{HostBuffer, HostMemory, Place, dtype_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
 

@@ -159,6 +159,9 @@ pub(crate) struct RunArgs {
     /// Pixels; the size the VAE was made for unless given
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub(crate) height: Option<u32>,
+    /// Add this LoRA, .safetensors, in kohya's, PEFT's or diffusers' names, at this scale, or 1; may be repeated
+    #[arg(long, value_name = "FILE[:SCALE]")]
+    pub(crate) lora: Vec<LoraArg>,
     /// Start from the tensor `initial_latents` of this .safetensors file
     #[arg(long, value_name = "FILE")]
     pub(crate) latents: Option<PathBuf>,
@@ -302,6 +305,30 @@ impl FromStr for Count {
     }
 }
 
+/// A LoRA and its scale: `outline.safetensors:0.5`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LoraArg {
+    pub(crate) file: PathBuf,
+    pub(crate) scale: f64,
+}
+
+impl FromStr for LoraArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // What follows the last colon is a scale if it is a number; file names may have colons too.
+        let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse::<f64>().ok()?)));
+        let (file, scale) = scaled.unwrap_or((text, 1.0));
+        if file.is_empty() {
+            return Err("write a file, or a file and a scale: outline.safetensors:0.5".into());
+        }
+        if !scale.is_finite() {
+            return Err(format!("{scale} is no scale; give a number"));
+        }
+        Ok(Self { file: file.into(), scale })
+    }
+}
+
 /// Where to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceName {
@@ -329,6 +356,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn loras() {
+        for (text, file, scale) in [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.5", "a.safetensors", 0.5),
+            ("a:b:-2", "a:b", -2.0),
+            ("c:/a.safetensors", "c:/a.safetensors", 1.0),
+            ("a:", "a:", 1.0),
+        ] {
+            assert_eq!(text.parse(), Ok(LoraArg { file: file.into(), scale }), "{text}");
+        }
+        for text in ["", ":1", "a:nan", "a:inf"] {
+            assert!(text.parse::<LoraArg>().is_err(), "{text}");
+        }
     }
 
     #[test]

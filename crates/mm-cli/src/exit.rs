@@ -36,6 +36,9 @@ pub(crate) enum Failure {
     /// Give another file, or make it again.
     #[error("{}: {reason}", file.display())]
     File { code: &'static str, file: PathBuf, reason: String },
+    /// Give another LoRA.
+    #[error("{text}")]
+    Lora { file: PathBuf, text: String },
     /// Give another checkpoint, or fetch it again.
     #[error("{0}")]
     Checkpoint(String),
@@ -56,6 +59,7 @@ impl Failure {
             Self::Infeasible(Infeasible::BadInput { .. })
             | Self::Spec { .. }
             | Self::File { .. }
+            | Self::Lora { .. }
             | Self::Checkpoint(_) => BAD_INPUT,
             Self::Infeasible(_) | Self::PlanRefused { .. } => INFEASIBLE,
             Self::Device { .. } => DEVICE,
@@ -71,6 +75,7 @@ impl Failure {
             Self::PlanRefused { .. } => "plan_refused",
             Self::Spec { .. } => "bad_spec",
             Self::File { code, .. } | Self::Device { code, .. } => code,
+            Self::Lora { .. } => "bad_lora",
             Self::Checkpoint(_) => "bad_checkpoint",
         }
     }
@@ -90,7 +95,10 @@ impl Failure {
             }
             Self::Usage { flag, .. } => error["flag"] = json!(flag),
             Self::Spec { line: Some(line), .. } => error["line"] = json!(line),
-            Self::Output { path: file, .. } | Self::PlanRefused { file, .. } | Self::File { file, .. } => {
+            Self::Output { path: file, .. }
+            | Self::PlanRefused { file, .. }
+            | Self::File { file, .. }
+            | Self::Lora { file, .. } => {
                 error["file"] = json!(file.to_string_lossy());
             }
             _ => {}
@@ -190,6 +198,14 @@ impl Failure {
             CandleError::Engine(engine) => engine.into(),
             CandleError::Weights(weights) => Self::Checkpoint(weights.to_string()),
             other => Self::Device { code: "compute", text: other.to_string() },
+        }
+    }
+
+    /// What a pipeline can't be changed by is the file's fault.
+    pub(crate) fn of_lora(self, lora: &mm_candle::Lora) -> Self {
+        match self {
+            Self::Checkpoint(text) => Self::Lora { file: lora.file().to_owned(), text },
+            other => other,
         }
     }
 

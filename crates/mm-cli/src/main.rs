@@ -8,6 +8,7 @@ mod draw;
 mod exit;
 mod hash;
 mod inspect;
+mod lora;
 mod memory;
 mod output;
 mod plan;

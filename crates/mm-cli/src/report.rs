@@ -2,6 +2,7 @@
 
 use crate::calibrate;
 use crate::exit::Failure;
+use crate::lora::{self, Applied};
 use crate::memory::Peaks;
 use crate::plan_table::sentence;
 use crate::size::show;
@@ -27,6 +28,7 @@ pub(crate) struct Report {
     copied_bytes: u64,
     stall_ns: u64,
     cache: Cache,
+    loras: Vec<Applied>,
     notes: Vec<Note>,
     /// What was run; can be given to another run.
     plan: Plan,
@@ -111,9 +113,16 @@ impl Report {
                 bytes: cache.bytes,
                 shared_bytes: manager.weights().stats().bytes,
             },
+            loras: Vec::new(),
             notes,
             plan: plan.clone(),
         }
+    }
+
+    /// A run with these LoRAs.
+    pub(crate) fn of(mut self, loras: Vec<Applied>) -> Self {
+        self.notes.extend(lora::notes(&loras));
+        Self { loras, ..self }
     }
 
     pub(crate) fn print(&self, json: bool) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use crate::args::{DeviceName, RunArgs};
 use crate::calibrate;
 use crate::exit::{Failure, Stage};
+use crate::lora;
 use crate::memory::Watch;
 use crate::output::OutputFile;
 use crate::plan::{folder, load_options, present};
@@ -23,10 +24,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
     // All that can be refused is refused before the work starts.
     let outputs = Outputs::check(args)?;
     let plan = args.plan.as_deref().map(read_plan).transpose()?;
+    let loras = lora::open(&args.lora)?;
     let machine = machine(args)?;
     let manager = manager(args, &machine)?;
     let bar = bar();
     let pipeline = load(args, &manager)?;
+    let loras = lora::apply(&loras, &pipeline)?;
     let request = request(args)?;
     bar.set_length(pipeline.passes(&request));
     if args.calibrate {
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<(), Failure> {
         let trace = manager.timeline().trace(manager.memory().budget, planned);
         file.write(trace.render(*form).as_bytes())?;
     }
-    Report::new(&args.output, &png, &manager, (&*plan, planned), memory, started.elapsed()).print(args.json)
+    Report::new(&args.output, &png, &manager, (&*plan, planned), memory, started.elapsed()).of(loras).print(args.json)
 }
 
 struct Outputs {

@@ -27,6 +27,7 @@
 //! 4. A broken checkpoint is an error that names the file, and the key or tensor (`tests/bad_folders.rs`).
 //! 5. In f32, T5, CLIP, the transformers of FLUX.1 and Stable Diffusion 3 and the UNet of 1.5 and 2.1 equal candle's own bit for
 //!    bit (unit tests beside them), the UNet but for GELU, which candle approximates.
+//! 6. With a LoRA latents and images equal diffusers' too, under the names of either kind (the workspace's `tests/tests/lora.rs`).
 //!
 //! [`Pipeline`] is whichever of [`ZImage`], [`Flux`], [`Sd3`], [`StableDiffusion`] and [`Wuerstchen`] a folder holds.
 
@@ -48,6 +49,7 @@ mod joint;
 mod latents;
 mod layers;
 mod load;
+mod lora;
 mod managed;
 mod padded;
 mod part;
@@ -75,6 +77,7 @@ pub use error::Error;
 pub use flux::Flux;
 pub use folder::Folder;
 pub use load::{LoadOptions, Loader, Passes, Unmanaged};
+pub use lora::Adapted;
 pub use pipeline::Pipeline;
 pub use request::{Generated, Progress, Request};
 pub use scheduler::{Schedule, Scheduler};

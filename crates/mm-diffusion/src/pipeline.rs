@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Flux, Folder, Generated, LoadOptions, Loader, Progress, Request, Sd3, StableDiffusion, Wuerstchen, ZImage,
-    check::Check,
+    check::Check, lora::Member,
 };
 
 /// The pipeline that a folder holds, as its `model_index.json` says.
@@ -63,6 +63,16 @@ impl Pipeline {
             Self::Sd3(pipeline) => pipeline.generate(request, observe),
             Self::StableDiffusion(pipeline) => pipeline.generate(request, observe),
             Self::Wuerstchen(pipeline) => pipeline.generate(request, observe),
+        }
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        match self {
+            Self::ZImage(pipeline) => pipeline.members(),
+            Self::Flux(pipeline) => pipeline.members(),
+            Self::Sd3(pipeline) => pipeline.members(),
+            Self::StableDiffusion(pipeline) => pipeline.members(),
+            Self::Wuerstchen(pipeline) => pipeline.members(),
         }
     }
 

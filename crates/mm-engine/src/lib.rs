@@ -80,6 +80,8 @@
 //! 14. **Calibration** is asked for ([`ModelManager::calibrate`]), replaces a plan between passes alone, once, where that gains more than
 //!     a bound, and never changes a byte (`tests/calibration.rs`, `tests/calibration_host.rs`, on CUDA
 //!     `tests/cuda_calibration.rs`).
+//! 15. **What a component is made of may change under it** ([`ModelManager::replace`]): its next run has it, planned to the byte, and none
+//!     before. What a library adds to weights that were copied ([`Homes::arrived`]) it adds once (`tests/replace.rs`).
 #![deny(unsafe_code)]
 
 pub mod calibrate;

@@ -4,6 +4,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod fixture;
+mod lora;
 mod memory;
 mod model;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use clap::{Parser, Subcommand, ValueEnum};
 use mm_cache::{ContentId, Weights};
-use mm_candle::{Component, LoadSpec, Manager, load_unmanaged};
+use mm_candle::{Component, LoadSpec, Lora, Manager, load_unmanaged};
 use mm_plan::{DeviceKind, Machine, Policy, Strategy};
 use model::{CHANNELS, Shape, Transformer};
 use serde_json::{Value, json};
@@ -55,6 +56,9 @@ struct Run {
     /// Of the streamed mode, bytes.
     #[arg(long, default_value_t = 600 << 20)]
     budget: u64,
+    /// Of a LoRA for every linear layer of the blocks; 0: none.
+    #[arg(long, default_value_t = 0)]
+    lora_rank: usize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -88,6 +92,11 @@ impl Run {
         let started = Instant::now();
         let (model, manager) = self.load(shape)?;
         let load_s = started.elapsed().as_secs_f64();
+        if self.lora_rank > 0 {
+            let file = self.file.with_extension(format!("lora{}.safetensors", self.lora_rank));
+            lora::write(&file, shape, self.lora_rank)?;
+            model.apply_lora(&Lora::open(&file)?, 1.0)?;
+        }
 
         let x = Tensor::from_vec(fixture::input(self.tokens * CHANNELS), (self.tokens, CHANNELS), &Device::Cpu)?;
         let (mut pass_s, mut processor_s, mut output) = (Vec::new(), Vec::new(), Vec::new());

@@ -140,10 +140,14 @@ impl Lora {
     }
 
     /// Where a model keeps apart what is one layer in the file, or as one what is several there: `parts` says which weights the layer is for,
-    /// given its name and outputs. `None`: the one of its name.
+    /// given its name, outputs and inputs. `None`: the one of its name.
     #[must_use]
-    pub fn split(&self, parts: impl Fn(&str, usize) -> Option<Vec<Part>>) -> Self {
-        let split = |piece: &Piece| match parts(&piece.factors.layer, piece.factors.outputs()) {
+    pub fn split(&self, parts: impl Fn(&str, usize, usize) -> Option<Vec<Part>>) -> Self {
+        let split = |piece: &Piece| match parts(
+            &piece.factors.layer,
+            piece.factors.outputs(),
+            piece.factors.inputs().unwrap_or(0),
+        ) {
             None => vec![piece.clone()],
             Some(parts) => {
                 let of = |part: Part| Piece {

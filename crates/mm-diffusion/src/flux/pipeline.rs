@@ -6,6 +6,7 @@ use crate::{
     check::Check,
     clip,
     denoise::{TRANSFORMER, VAE, decode, denoise},
+    lora::{self, FIRST, Member, SECOND_OR_THIRD},
     padded::PaddedTokenizer,
     part::{Load, Part, check_dtype, in_component},
     size::{PATCH, Size, check_guidance},
@@ -94,6 +95,14 @@ impl Flux {
             t5_config,
             vae_config,
         })
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        vec![
+            Member { name: TEXT_ENCODER, prefixes: FIRST, rows: &[], component: &self.text_encoder },
+            Member { name: TEXT_ENCODER_2, prefixes: SECOND_OR_THIRD, rows: &[], component: &self.text_encoder_2 },
+            Member { name: TRANSFORMER, prefixes: &[], rows: lora::FLUX, component: &self.transformer },
+        ]
     }
 
     /// Makes an image. `observe` is told after each pass.

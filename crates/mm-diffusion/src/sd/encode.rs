@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Loader, Progress, clip,
+    lora::{FIRST, Member, SECOND},
     padded::PaddedTokenizer,
     part::{Load, Part, in_component},
 };
@@ -64,6 +65,11 @@ impl Encoders {
 
     fn all(&self) -> impl Iterator<Item = &Clip> {
         [Some(&self.first), self.second.as_ref()].into_iter().flatten()
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        let clips = self.all().zip([FIRST, SECOND]);
+        clips.map(|(clip, prefixes)| Member { name: clip.name, prefixes, rows: &[], component: &clip.model }).collect()
     }
 
     /// Of the sequence: of both, side by side.

@@ -10,6 +10,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request,
     check::Check,
     denoise::{VAE, decode},
+    lora::Member,
     part::{Load, Part, check_dtype, in_component},
     sampler::Sampler,
     size::{Size, check_guidance},
@@ -145,6 +146,12 @@ impl StableDiffusion {
             trace.add("latents", Tensor::stack(&steps, 0)?);
         }
         decode((&self.vae, &self.vae_config), &latents, trace, observe)
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        let mut all = self.encoders.members();
+        all.push(Member { name: UNET, prefixes: &[], rows: &[], component: &self.unet });
+        all
     }
 
     /// How often `observe` will be told of text encoders, for this request.

@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Folder, Loader, Progress, clip,
+    lora::{Adapt, FIRST, Member, SECOND, THIRD},
     padded::PaddedTokenizer,
     part::{Load, Part, in_component},
     t5,
@@ -42,6 +43,15 @@ pub(crate) struct Ids {
 }
 
 impl Encoders {
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        let [first, second] = &self.clips;
+        let member = |name, prefixes, component| Member { name, prefixes, rows: &[], component };
+        let mut all =
+            vec![member(first.name, FIRST, &first.model as &dyn Adapt), member(second.name, SECOND, &second.model)];
+        all.extend(self.t5.as_ref().map(|t5| member(t5.name, THIRD, &t5.model as &dyn Adapt)));
+        all
+    }
+
     /// `width` is what the transformer is given, and of T5.
     pub(crate) fn load<L: Loader>(load: &Load<'_, L>, passes: u32, width: usize) -> Result<Self, Error> {
         let clip = |name, tokenizer| {

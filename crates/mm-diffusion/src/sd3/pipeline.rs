@@ -9,6 +9,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler,
     check::Check,
     denoise::{TRANSFORMER, VAE, decode, denoise},
+    lora::{self, Member},
     part::{Load, Part, check_dtype, in_component},
     size::{Size, check_guidance},
     trace::Trace,
@@ -83,6 +84,12 @@ impl Sd3 {
             vae: load.component(vae::part(VAE, 2, passes.decode), &decoder, vae::decoder)?,
             vae_config,
         })
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        let mut all = self.encoders.members();
+        all.push(Member { name: TRANSFORMER, prefixes: &[], rows: lora::SD3, component: &self.transformer });
+        all
     }
 
     /// Makes an image. `observe` is told after each pass.

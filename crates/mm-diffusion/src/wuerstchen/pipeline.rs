@@ -12,6 +12,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request,
     check::Check,
     latents::noise,
+    lora::{FIRST, Member},
     part::{Load, Part, check_dtype, in_component},
     size::check_guidance,
     trace::Trace,
@@ -192,6 +193,12 @@ impl Wuerstchen {
             trace.add("image", image.clone());
         }
         Ok(Generated { image, trace })
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        let prior = Member { name: PRIOR, prefixes: &[], rows: &[], component: &self.prior };
+        let decoder = Member { name: DECODER, prefixes: &["decoder."], rows: &[], component: &self.decoder };
+        vec![self.prior_text.member(&["prior_text_encoder."]), self.text.member(FIRST), prior, decoder]
     }
 
     /// How often `observe` will be told, for this request.

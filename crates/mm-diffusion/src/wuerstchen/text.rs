@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Loader, Progress, clip,
+    lora::Member,
     padded::PaddedTokenizer,
     part::{Load, Part, in_component},
 };
@@ -21,6 +22,10 @@ pub(crate) struct Text {
 pub(crate) struct Ids(pub(crate) Vec<u32>, usize);
 
 impl Text {
+    pub(crate) fn member(&self, prefixes: &'static [&'static str]) -> Member<'_> {
+        Member { name: self.name, prefixes, rows: &[], component: &self.model }
+    }
+
     pub(crate) fn load<L: Loader>(
         load: &Load<'_, L>,
         name: &'static str,

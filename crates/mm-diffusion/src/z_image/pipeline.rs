@@ -8,6 +8,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler, Tokenizer,
     check::Check,
     denoise::{TRANSFORMER, VAE, decode, denoise},
+    lora::{FIRST, Member},
     part::{Load, Part, check_dtype, in_component},
     qwen3,
     size::{Size, check_guidance},
@@ -135,6 +136,13 @@ impl ZImage {
         };
         let latents = denoise(&schedule, initial, trace.as_mut(), velocity, &mut observe)?;
         decode((&self.vae, &self.vae_config), &latents, trace, observe)
+    }
+
+    pub(crate) fn members(&self) -> Vec<Member<'_>> {
+        vec![
+            Member { name: TEXT_ENCODER, prefixes: FIRST, rows: &[], component: &self.text_encoder },
+            Member { name: TRANSFORMER, prefixes: &[], rows: &[], component: &self.transformer },
+        ]
     }
 
     fn transform(&self, latents: &Tensor, t: f32, captions: &[Tensor]) -> Result<Tensor, Error> {
