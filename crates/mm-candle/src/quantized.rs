@@ -99,6 +99,9 @@ impl Matrix {
             return Err(Error::UnexpectedShape { msg, expected, got: Shape::from(&shape[..]) }.bt());
         }
         let refused = |why: String| Error::Msg(format!("{}: tensor {name}: {why}", source.file().display())).bt();
+        if rows == 0 || columns == 0 {
+            return Err(refused("has no elements, and kernels divide by how many there are".to_owned()));
+        }
         let found = SUPPORTED.iter().find(|(supported, ..)| *supported == quantized.name());
         let Some((kind, multiple)) = found.map(|(_, kind, multiple)| (*kind, *multiple)) else {
             let supported: Vec<_> = SUPPORTED.iter().map(|(name, ..)| *name).collect();

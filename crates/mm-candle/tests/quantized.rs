@@ -290,6 +290,11 @@ fn wrong_shapes_kinds_and_layers_are_named() {
     gguf_file::write(&mut File::create(&odd).unwrap(), &[], &[("weight", &rows)]).unwrap();
     let odd = refused(&odd, |vb| linear_no_bias(96, 4, vb).map(drop));
     assert!(odd.contains("odd.gguf") && odd.contains("weight") && odd.contains("multiples of 64"), "{odd}");
+    let empty = folder.path().join("empty.gguf");
+    let none = QTensor::quantize(&tensor(&[0, 64], 1), GgmlDType::Q4_0).unwrap();
+    gguf_file::write(&mut File::create(&empty).unwrap(), &[], &[("weight", &none)]).unwrap();
+    let empty = refused(&empty, |vb| linear_no_bias(64, 0, vb).map(drop));
+    assert!(empty.contains("empty.gguf") && empty.contains("no elements"), "{empty}");
     for length in [0, 3, 4, 20, 200, bytes.len() / 2] {
         fs::write(&other, &fs::read(&file).unwrap()[..length]).unwrap();
         let cut = refused(&other, |_| Ok(()));
