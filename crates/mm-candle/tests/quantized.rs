@@ -327,3 +327,21 @@ fn equal_files_are_one_component() {
     assert_eq!(run(&one).unwrap(), run(&two).unwrap());
     assert_eq!(manager.component_names(), ["one", "two"]);
 }
+
+#[test]
+fn a_lora_for_a_quantized_layer_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("net.gguf");
+    checkpoint(&file, GgmlDType::Q8_0);
+    let lora = folder.path().join("lora.safetensors");
+    let factors = [
+        ("layers.0.up.lora_A.weight", tensor(&[2, WIDTH], 1)),
+        ("layers.0.up.lora_B.weight", tensor(&[2 * WIDTH, 2], 2)),
+    ];
+    candle_core::safetensors::save(&factors.into(), &lora).unwrap();
+    let manager = manager(1 << 30, Strategy::Auto);
+    let net = manager.load(&spec("net", &file, DType::F32), Net::new).unwrap();
+    let error = net.apply_lora(&mm_candle::Lora::open(&lora).unwrap(), 1.0).unwrap_err().to_string();
+    assert!(error.contains("layers.0.up.weight") && error.contains("is quantized"), "{error}");
+    assert!(net.loras().is_empty());
+}

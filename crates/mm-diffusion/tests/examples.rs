@@ -37,6 +37,12 @@ fn is_red_at_the_left(image: &image::RgbImage) -> bool {
     red(image.get_pixel(16, 32).0) && white(image.get_pixel(56, 32).0)
 }
 
+/// White inside what is red around.
+fn is_an_outline(image: &image::RgbImage) -> bool {
+    let [r, g, b] = image.get_pixel(15, 30).0;
+    r > 200 && g > 180 && b > 180 && image.pixels().any(|p| p.0[0] > 150 && p.0[2] < 110)
+}
+
 #[test]
 fn one_model_brings_the_picture_back() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -52,6 +58,28 @@ fn a_pipeline_draws_what_it_is_told() {
     let said = prints(example("02-pipeline").arg("a large red circle at the left on a white background").arg(&out));
     assert!(is_red_at_the_left(&image(&out)));
     assert!(said.contains("transformer 8/8"), "{said}");
+}
+
+#[test]
+fn two_pipelines_share_an_encoder_and_draw_each_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = prints(example("03-shared-encoder").arg(folder.path()));
+    for line in ["text_encoder: one of both", "transformer: one for each", "vae: one of both"] {
+        assert!(said.contains(line), "{said}");
+    }
+    let [shapes, outlines] = ["shapes.png", "outlines.png"].map(|name| image(&folder.path().join(name)));
+    assert!(is_red_at_the_left(&shapes));
+    assert!(is_an_outline(&outlines));
+}
+
+#[test]
+fn a_lora_makes_outlines_and_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let said = prints(example("05-lora").arg(folder.path()));
+    assert!(said.contains("transformer: 98 weights changed"), "{said}");
+    let [shape, outline] = ["shape.png", "outline.png"].map(|name| image(&folder.path().join(name)));
+    assert!(is_red_at_the_left(&shape));
+    assert!(is_an_outline(&outline));
 }
 
 #[test]

@@ -51,6 +51,11 @@ impl<'a> Index<'a> {
         all
     }
 
+    /// What the file calls the layer of this weight, if it is for it.
+    pub(crate) fn layer_for(&self, weight: &str) -> Option<String> {
+        self.of(weight).first().map(|at| self.lora.pieces[*at].factors.layer.clone())
+    }
+
     /// The pieces for a weight of this shape, which they fit.
     pub(crate) fn fitting(&self, weight: &str, shape: &[usize]) -> Result<Vec<&'a Piece>, LoraError> {
         let pieces: Vec<&Piece> = self.of(weight).into_iter().map(|at| &self.lora.pieces[at]).collect();

@@ -42,14 +42,20 @@ impl Adapted {
         let index = Index::new(lora);
         let matched = index.outcome(self.targets.iter().map(|target| &*target.name))?;
         for target in &self.targets {
-            let pieces = index.fitting(&target.name, target.tensor.dims())?;
-            let is_float = matches!(target.tensor.dtype(), DType::F64 | DType::F32 | DType::F16 | DType::BF16);
-            if let Some(piece) = pieces.first().filter(|_| !is_float) {
-                let reason =
-                    format!("it is computed with as {:?}, which a LoRA can't be added to", target.tensor.dtype());
-                let (file, name, weight) = (lora.path(), piece.factors.layer.clone(), target.name.clone());
-                return Err(LoraError::Shape { file, name, weight, reason }.into());
+            let dtype = target.tensor.dtype();
+            if !matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+                && let Some(name) = index.layer_for(&target.name)
+            {
+                let reason = match dtype {
+                    // The bytes of a quantized one.
+                    DType::U32 => {
+                        "it is quantized, which a LoRA can't be added to; take a checkpoint in which it is not".into()
+                    }
+                    other => format!("it is computed with as {other:?}, which a LoRA can't be added to"),
+                };
+                return Err(LoraError::Shape { file: lora.path(), name, weight: target.name.clone(), reason }.into());
             }
+            index.fitting(&target.name, target.tensor.dims())?;
         }
         let mut next = self.active.clone();
         match next.iter_mut().find(|(known, _)| known.file() == lora.file()) {
