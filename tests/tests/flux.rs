@@ -201,6 +201,6 @@ fn broken_checkpoints_are_named() {
     std::fs::write(one.path("tokenizer/merges.txt"), "#version: 0.2\nx y z\n").unwrap();
     one.refused(&["tokenizer/vocab.json"]);
     let other = checkpoint();
-    other.set("tokenizer_2/tokenizer_config.json", "pad_token", "<none>".into());
+    other.set("tokenizer_2/special_tokens_map.json", "pad_token", "<none>".into());
     other.refused(&["tokenizer_2/tokenizer.json", "<none>"]);
 }

@@ -153,7 +153,7 @@ fn options_that_are_not_supported() {
         ("transformer/config.json", "all_patch_size", vec![4].into()),
         ("transformer/config.json", "siglip_feat_dim", 64.into()),
         ("transformer/config.json", "cap_feat_dim", 64.into()),
-        ("vae/config.json", "use_post_quant_conv", true.into()),
+        ("vae/config.json", "up_block_types", vec!["AttnUpDecoderBlock2D"; 4].into()),
         ("vae/config.json", "block_out_channels", serde_json::json!([])),
         ("vae/config.json", "norm_num_groups", 7.into()),
     ] {
