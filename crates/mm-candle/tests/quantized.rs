@@ -210,7 +210,10 @@ fn the_device_holds_the_bytes_of_the_file() {
     assert_eq!(described.rest, table.next_multiple_of(256) + 4 * 16 * WIDTH as u64 + 256);
     let manager = manager(described.bytes(), Strategy::NoOffload);
     let net = manager.load(&spec("net", &file, DType::F32), Net::new).unwrap();
-    assert_eq!(manager.memory().in_use, 0, "what building read is gone");
+    assert!(
+        manager.memory().in_use <= described.rest,
+        "of what building read nothing but the rest is kept for the first run"
+    );
     run(&net).unwrap();
     assert_eq!(manager.memory().in_use, described.bytes());
     assert_eq!(manager.get_component("net").unwrap().description(), &described, "as it was described from headers");
