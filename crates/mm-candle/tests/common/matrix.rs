@@ -1,9 +1,13 @@
 //! One harness for all models: unmanaged by candle's own loader, against every strategy that has a plan, in three budgets.
 
-use super::{bits, manager, random::checkpoint_of, tensor};
+use super::{
+    bits, manager,
+    random::{checkpoint_of, lora_for},
+    tensor,
+};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use mm_candle::{Component, Error, LoadSpec, Manager};
+use mm_candle::{Component, Error, LoadSpec, Lora, Manager, load_unmanaged};
 use mm_engine::EngineError;
 use mm_plan::{Infeasible, Strategy};
 use std::path::{Path, PathBuf};
@@ -37,7 +41,40 @@ impl Case {
         build: impl Fn(VarBuilder<'_>) -> Result<M>,
         step: impl Fn(&mut M, usize) -> Result<Tensor>,
     ) {
-        self.check_by(&build, step, |manager, spec| manager.load(spec, &build));
+        self.check_by(&build, &step, |manager, spec| manager.load(spec, &build));
+        self.check_lora(&build, &step);
+    }
+
+    /// With a LoRA on, unmanaged and managed make the same bits; off, the original ones.
+    fn check_lora<M: Send + 'static>(
+        &self,
+        build: &impl Fn(VarBuilder<'_>) -> Result<M>,
+        step: &impl Fn(&mut M, usize) -> Result<Tensor>,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let files = checkpoint_of(folder.path(), self.stored, self.present, build);
+        let lora = Lora::open(lora_for(&files, folder.path())).unwrap();
+        let request = |model: &Component<M>| -> Vec<Vec<u32>> {
+            (0..self.steps).map(|n| bits(&model.run(|model| step(model, n)).unwrap())).collect()
+        };
+        let spec = LoadSpec { dtype: self.dtype, lazy: self.lazy, ..LoadSpec::new("model", files) };
+        let plain = load_unmanaged(&spec, build).unwrap();
+        let original = request(&plain);
+        let matched = plain.apply_lora(&lora, 0.5).unwrap();
+        assert!(
+            matched.weights > 0 && request(&plain) != original,
+            "it changes {} weights and nothing",
+            matched.weights
+        );
+        let expected = request(&plain);
+        for strategy in STRATEGIES {
+            let manager = manager(1 << 30, strategy);
+            let model = manager.load(&spec, build).unwrap();
+            model.apply_lora(&lora, 0.5).unwrap();
+            assert!(request(&model) == expected && request(&model) == expected, "{strategy}: other bits with a LoRA");
+            model.remove_lora(lora.file()).unwrap();
+            assert!(request(&model) == original, "{strategy}: not the original bits");
+        }
     }
 
     /// The same for a model that can't move between threads.
@@ -46,7 +83,7 @@ impl Case {
         build: impl Fn(VarBuilder<'_>) -> Result<M>,
         step: impl Fn(&mut M, usize) -> Result<Tensor>,
     ) {
-        self.check_by(&build, step, |manager, spec| manager.load_local(spec, &build));
+        self.check_by(&build, &step, |manager, spec| manager.load_local(spec, &build));
     }
 
     fn check_by<M>(

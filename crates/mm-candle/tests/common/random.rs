@@ -73,3 +73,22 @@ pub fn checkpoint_of<M>(
     });
     files.collect()
 }
+
+/// A LoRA of rank two for every matrix and every convolution of these files.
+pub fn lora_for(files: &[PathBuf], folder: &Path) -> PathBuf {
+    let mut factors = std::collections::HashMap::new();
+    for (name, weight) in files.iter().flat_map(|file| candle_core::safetensors::load(file, &Device::Cpu).unwrap()) {
+        let Some(layer) = name.strip_suffix(".weight").filter(|_| weight.rank() == 2 || weight.rank() == 4) else {
+            continue;
+        };
+        let (mut down, mut up) = (weight.dims().to_vec(), vec![1; weight.rank()]);
+        (down[0], up[0], up[1]) = (2, weight.dims()[0], 2);
+        let factor =
+            |shape: &[usize], seed| Tensor::from_vec(values(shape.iter().product(), seed), shape, &Device::Cpu);
+        factors.insert(format!("{layer}.lora_A.weight"), factor(&down, layer.len()).unwrap());
+        factors.insert(format!("{layer}.lora_B.weight"), factor(&up, layer.len() + 7).unwrap());
+    }
+    let file = folder.join("lora.safetensors");
+    candle_core::safetensors::save(&factors, &file).unwrap();
+    file
+}
