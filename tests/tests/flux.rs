@@ -12,7 +12,7 @@ use mm_fixtures::Model;
 use mm_plan::{Infeasible, Strategy};
 use random::{
     Checkpoint, golden,
-    matrix::{bits, described_as_loaded, draw, matrix, unmanaged, weight_bytes},
+    matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged, weight_bytes},
     request,
 };
 
@@ -24,6 +24,11 @@ fn checkpoint() -> Checkpoint {
 #[test]
 fn f32_under_every_strategy_and_budget() {
     matrix(&checkpoint().folder(), DType::F32);
+}
+
+#[test]
+fn a_lora_under_every_strategy_and_off_again() {
+    lora(&checkpoint(), "transformer", DType::F32, &request());
 }
 
 /// Where it is tightest; all strategies would take minutes.

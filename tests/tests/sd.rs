@@ -15,7 +15,7 @@ use mm_fixtures::Model;
 use mm_plan::{Infeasible, Strategy};
 use random::{
     Checkpoint, golden,
-    matrix::{bits, described_as_loaded, draw, matrix, unmanaged},
+    matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged},
     request,
 };
 
@@ -31,6 +31,13 @@ fn checkpoint(model: Model) -> Checkpoint {
 #[test]
 fn sd15_in_f32_under_every_strategy_and_budget() {
     matrix(&checkpoint(Model::Sd15).folder(), DType::F32);
+}
+
+#[test]
+fn a_lora_under_every_strategy_and_off_again() {
+    for (model, dtype) in [(Model::Sd15, DType::F32), (Model::Sd21, DType::BF16), (Model::Sdxl, DType::F32)] {
+        lora(&checkpoint(model), "unet", dtype, &request());
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mm_fixtures::Model;
 use mm_plan::Strategy;
 use random::{
     Checkpoint, TRANSFORMER, golden,
-    matrix::{bits, described_as_loaded, draw, matrix, unmanaged, weight_bytes},
+    matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged, weight_bytes},
     request,
 };
 use std::collections::HashMap;
@@ -50,6 +50,12 @@ fn checkpoint_x() -> Checkpoint {
 #[test]
 fn f32_under_every_strategy_and_budget() {
     matrix(&checkpoint().folder(), DType::F32);
+}
+
+#[test]
+fn a_lora_under_every_strategy_and_off_again() {
+    lora(&checkpoint(), "transformer", DType::BF16, &request());
+    lora(&checkpoint_x(), "transformer", DType::F32, &request());
 }
 
 #[test]

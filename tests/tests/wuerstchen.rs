@@ -55,6 +55,11 @@ fn every_tensor_equals_diffusers_own() {
 }
 
 #[test]
+fn a_lora_under_every_strategy_and_off_again() {
+    matrix::lora(&checkpoint(), "prior_prior", DType::F32, &request());
+}
+
+#[test]
 fn f32_under_every_strategy_and_budget() {
     matrix::matrix_of(&checkpoint().folder(), DType::F32, &request());
 }

@@ -1,9 +1,9 @@
 //! The same bits whatever the memory: every strategy, three budgets, twice in a row.
 
-use super::request;
+use super::{Checkpoint, request};
 use crate::common::{manager, options};
 use candle_core::{DType, Tensor};
-use mm_candle::Error as CandleError;
+use mm_candle::{Error as CandleError, Lora};
 use mm_diffusion::{Error, Folder, Generated, Pipeline, Request, Unmanaged, describe};
 use mm_engine::EngineError;
 use mm_plan::{Infeasible, Plan, Strategy};
@@ -74,6 +74,27 @@ pub(crate) fn matrix_of(folder: &Folder, dtype: DType, request: &Request) {
             }
         }
         assert!(feasible >= 3, "{dtype:?} in {budget}: {feasible}");
+    }
+}
+
+/// With a LoRA for what draws, every strategy makes the unmanaged bits, and without it again those of before.
+pub(crate) fn lora(checkpoint: &Checkpoint, name: &str, dtype: DType, request: &Request) {
+    let (folder, file) = (&checkpoint.folder(), super::lora_for(&checkpoint.path(name)));
+    let lora = Lora::open(&file).unwrap();
+    let draw = |pipeline: &Pipeline| bits(&pipeline.generate(request, |_| {}).unwrap().image);
+    let plain = Pipeline::load(folder, &options(dtype), &Unmanaged).unwrap();
+    let original = draw(&plain);
+    let adapted = plain.apply_lora(&lora, 0.5).unwrap();
+    assert!(adapted.components.len() == 1 && adapted.left.is_empty(), "{adapted:?}");
+    let expected = draw(&plain);
+    assert!(expected != original, "it changes nothing");
+    for strategy in STRATEGIES {
+        let manager = manager(4 * weight_bytes(folder, dtype), strategy);
+        let pipeline = Pipeline::load(folder, &options(dtype), &manager).unwrap();
+        pipeline.apply_lora(&lora, 0.5).unwrap();
+        assert!(draw(&pipeline) == expected && draw(&pipeline) == expected, "{strategy}: other bits with a LoRA");
+        assert!(pipeline.remove_lora(&file).unwrap());
+        assert!(draw(&pipeline) == original, "{strategy}: not the original bits");
     }
 }
 
