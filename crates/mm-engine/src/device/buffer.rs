@@ -150,8 +150,10 @@ impl HostMemory for HostBuffer {
 
     fn allocate(dtype: DType, bytes: u64) -> Option<Self> {
         let mut buffer = Self::empty(dtype)?;
-        let count = usize::try_from(bytes / dtype.size()).ok()?;
-        let room = usize::try_from(pieces::room(bytes) / dtype.size()).ok()?;
+        // Of the vector's elements: for bytes those are words.
+        let element = buffer.dtype().size();
+        let count = usize::try_from(bytes / element).ok()?;
+        let room = usize::try_from(pieces::room(bytes) / element).ok()?;
         each!(&mut buffer, v => {
             // Zeros of the system's: nothing is written yet, and what is cut off never is.
             *v = try_zeroed_vec(room).or_else(|()| try_zeroed_vec(count)).ok()?;
