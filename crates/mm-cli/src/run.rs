@@ -141,10 +141,22 @@ fn manager(args: &RunArgs, machine: &Machine) -> Result<Manager, Failure> {
     let policy = Policy { strategy: args.strategy.map_or_else(Default::default, Into::into), ..Policy::default() };
     match args.device {
         #[cfg(feature = "cuda")]
-        DeviceName::Cuda(index) => Manager::cuda(index as usize, machine.clone(), policy),
-        _ => Manager::cpu(machine.clone(), policy),
+        DeviceName::Cuda(index) => {
+            Manager::cuda(index as usize, machine.clone(), policy).map_err(|error| unusable(index, error))
+        }
+        _ => Manager::cpu(machine.clone(), policy).map_err(Failure::of_engine),
     }
-    .map_err(Failure::of_engine)
+}
+
+/// A card that the driver lists and that can't be computed with. candle's errors bring a backtrace along.
+#[cfg(feature = "cuda")]
+fn unusable(index: u32, error: mm_candle::Error) -> Failure {
+    let mm_candle::Error::Candle(error) = error else { return Failure::of_engine(error) };
+    let reason = error.to_string();
+    let reason = reason.lines().next().unwrap_or_default();
+    let text =
+        format!("--device cuda:{index}: the card can't be used: {reason}; `mm probe` shows what the driver reports");
+    Failure::Device { code: "no_cuda", text }
 }
 
 fn load(args: &RunArgs, manager: &Manager) -> Result<Pipeline, Failure> {
