@@ -13,7 +13,7 @@ use mm_plan::{Infeasible, Strategy};
 use random::{
     Checkpoint, golden,
     matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged, weight_bytes},
-    request,
+    refused_request, request,
 };
 
 /// Two double and four single blocks.
@@ -133,15 +133,8 @@ fn passes_are_reported() {
 
 #[test]
 fn requests_that_cannot_be_fulfilled_are_refused() {
-    let pipeline = Flux::load(&checkpoint().folder(), &LoadOptions::default(), &Unmanaged).unwrap();
-    let refused = |change: &dyn Fn(&mut Request)| {
-        let mut request = request();
-        change(&mut request);
-        match pipeline.generate(&request, |p| panic!("{} ran", p.component)) {
-            Err(error @ Error::Request { .. }) => error.to_string(),
-            other => panic!("{:?}", other.map(|_| "an image")),
-        }
-    };
+    let pipeline = Pipeline::load(&checkpoint().folder(), &LoadOptions::default(), &Unmanaged).unwrap();
+    let refused = |change: &dyn Fn(&mut Request)| refused_request(&pipeline, change);
     assert_eq!(refused(&|r| r.width = 40), "width = 40: expected a multiple of 16 pixels");
     assert_eq!(refused(&|r| r.height = 0), "height = 0: expected a multiple of 16 pixels");
     assert_eq!(refused(&|r| r.width = u32::MAX - 15), "width = 4294967280: expected at most 16384 pixels");

@@ -10,13 +10,13 @@ use candle_transformers::models::stable_diffusion::unet_2d::{
 };
 use common::{options, relative_error};
 use mm_candle::{Component, LoadSpec, load_unmanaged};
-use mm_diffusion::{Error, LoadOptions, Pipeline, Request, StableDiffusion, Unmanaged};
+use mm_diffusion::{LoadOptions, Pipeline, Request, Unmanaged};
 use mm_fixtures::Model;
 use mm_plan::{Infeasible, Strategy};
 use random::{
     Checkpoint, golden,
     matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged},
-    request,
+    refused_request, request,
 };
 
 const MODELS: [Model; 3] = [Model::Sd15, Model::Sd21, Model::Sdxl];
@@ -200,16 +200,8 @@ fn any_multiple_of_eight_is_drawn() {
 
 #[test]
 fn requests_that_cannot_be_fulfilled_are_refused() {
-    let pipeline =
-        StableDiffusion::load(&checkpoint(Model::Sd15).folder(), &LoadOptions::default(), &Unmanaged).unwrap();
-    let refused = |change: &dyn Fn(&mut Request)| {
-        let mut request = request();
-        change(&mut request);
-        match pipeline.generate(&request, |p| panic!("{} ran", p.component)) {
-            Err(error @ Error::Request { .. }) => error.to_string(),
-            other => panic!("{:?}", other.map(|_| "an image")),
-        }
-    };
+    let pipeline = Pipeline::load(&checkpoint(Model::Sd15).folder(), &LoadOptions::default(), &Unmanaged).unwrap();
+    let refused = |change: &dyn Fn(&mut Request)| refused_request(&pipeline, change);
     assert_eq!(refused(&|r| r.width = 44), "width = 44: expected a multiple of 8 pixels");
     assert_eq!(refused(&|r| r.height = 0), "height = 0: expected a multiple of 8 pixels");
     assert_eq!(refused(&|r| r.guidance = -1.0), "guidance = -1: expected zero (off) or a positive number");

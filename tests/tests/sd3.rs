@@ -7,13 +7,13 @@ mod random;
 
 use candle_core::{DType, Tensor};
 use common::{options, relative_error};
-use mm_diffusion::{Error, LoadOptions, Pipeline, Request, Sd3, Unmanaged};
+use mm_diffusion::{LoadOptions, Pipeline, Request, Unmanaged};
 use mm_fixtures::Model;
 use mm_plan::Strategy;
 use random::{
     Checkpoint, TRANSFORMER, golden,
     matrix::{bits, described_as_loaded, draw, lora, matrix, unmanaged, weight_bytes},
-    request,
+    refused_request, request,
 };
 use std::collections::HashMap;
 
@@ -137,15 +137,8 @@ fn guidance_leads_away_from_the_negative_prompt() {
 
 #[test]
 fn requests_that_cannot_be_fulfilled_are_refused() {
-    let pipeline = Sd3::load(&checkpoint().folder(), &LoadOptions::default(), &Unmanaged).unwrap();
-    let refused = |change: &dyn Fn(&mut Request)| {
-        let mut request = request();
-        change(&mut request);
-        match pipeline.generate(&request, |p| panic!("{} ran", p.component)) {
-            Err(error @ Error::Request { .. }) => error.to_string(),
-            other => panic!("{:?}", other.map(|_| "an image")),
-        }
-    };
+    let pipeline = Pipeline::load(&checkpoint().folder(), &LoadOptions::default(), &Unmanaged).unwrap();
+    let refused = |change: &dyn Fn(&mut Request)| refused_request(&pipeline, change);
     assert_eq!(refused(&|r| r.width = 40), "width = 40: expected a multiple of 16 pixels");
     let large = "height = 3088: the model has positions for at most 3072 pixels";
     assert_eq!(refused(&|r| r.height = 3088), large);

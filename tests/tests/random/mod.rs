@@ -5,7 +5,7 @@ pub(crate) mod golden;
 pub(crate) mod matrix;
 
 use candle_core::{DType, Device, Tensor};
-use mm_diffusion::{Folder, LoadOptions, Pipeline, Request, Unmanaged};
+use mm_diffusion::{Error, Folder, LoadOptions, Pipeline, Request, Unmanaged};
 use mm_fixtures::{Fill, Fixture, Model, Options, Quantization};
 use std::{
     collections::HashMap,
@@ -86,6 +86,16 @@ impl Checkpoint {
             Err(error) => error.to_string(),
         };
         assert!(parts.iter().all(|part| error.contains(part)), "{error}\nlacks some of {parts:?}");
+    }
+}
+
+/// What is said of a request that is changed so, before anything is computed.
+pub(crate) fn refused_request(pipeline: &Pipeline, change: impl Fn(&mut Request)) -> String {
+    let mut request = request();
+    change(&mut request);
+    match pipeline.generate(&request, |p| panic!("{} ran", p.component)) {
+        Err(error @ Error::Request { .. }) => error.to_string(),
+        other => panic!("{:?}", other.map(|_| "an image")),
     }
 }
 
