@@ -7,7 +7,7 @@ mod random;
 
 use candle_core::{DType, Device, Tensor};
 use common::{options, relative_error};
-use mm_diffusion::{Error, Flux, Folder, LoadOptions, Pipeline, Request, Unmanaged};
+use mm_diffusion::{Flux, Folder, LoadOptions, Pipeline, Request, Unmanaged};
 use mm_fixtures::Model;
 use mm_plan::{Infeasible, Strategy};
 use random::{
