@@ -21,10 +21,25 @@ const STRATEGIES: [Strategy; 5] =
     [Strategy::Auto, Strategy::NoOffload, Strategy::ModelOffload, Strategy::BlockPin, Strategy::GroupOffload];
 
 /// Each file, and what its scale is multiplied by for the effect of the first: alpha is half of the last one's rank.
-const DIALECTS: [(&str, f64); 3] = [("outline", 1.0), ("outline-peft", 1.0), ("outline-kohya-alpha4", 2.0)];
+const DIALECTS: [(&str, f64); 3] = [("outline", 1.0), (PEFT, 1.0), ("outline-kohya-alpha4", 2.0)];
+
+/// The first under the names that PEFT gives: its file is the same but for them, so it is made of the first one's.
+const PEFT: &str = "outline-peft";
 
 fn outline(name: &str) -> Lora {
     Lora::open(root().join(format!("checkpoints/outline/{name}.safetensors"))).unwrap()
+}
+
+fn peft(folder: &Path) -> Lora {
+    let bytes = std::fs::read(root().join("checkpoints/outline/outline.safetensors")).unwrap();
+    let (header, data) = bytes[8..].split_at(u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize);
+    let mut header = std::str::from_utf8(header).unwrap().replace("\"transformer.", "\"base_model.model.");
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let file = folder.join("adapter_model.safetensors");
+    std::fs::write(&file, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()).unwrap();
+    let lora = Lora::open(file).unwrap();
+    assert!(lora.layers().iter().all(|layer| !layer.starts_with("transformer.")));
+    lora
 }
 
 /// What diffusers made, what it was asked for, and the scale.
@@ -63,6 +78,7 @@ fn compare(generated: &Generated, expected: &HashMap<String, Tensor>, what: &str
 #[test]
 fn every_dialect_scale_and_strategy_is_diffusers_own() {
     let budget = weight_bytes(DType::F32) * 6 / 10;
+    let folder_of_peft = tempfile::tempdir().unwrap();
     let (mut tried, mut images) = (0, HashMap::<(usize, &str), Vec<u32>>::new());
     let all = std::env::var_os("MM_LORA_CASES").is_some_and(|value| value == "all");
     for (turn, strategy) in STRATEGIES.into_iter().enumerate() {
@@ -70,7 +86,7 @@ fn every_dialect_scale_and_strategy_is_diffusers_own() {
         let manager = manager(if ample { 1 << 30 } else { budget }, strategy);
         let pipeline = ZImage::load(&folder(), &options(DType::F32), &manager).unwrap();
         for (at, (name, factor)) in DIALECTS.into_iter().enumerate() {
-            let lora = outline(name);
+            let lora = if name == PEFT { peft(folder_of_peft.path()) } else { outline(name) };
             for case in (0..4).filter(|case| all || (turn + at) % 4 == *case) {
                 let (expected, request, scale) = golden(case);
                 let adapted = pipeline.apply_lora(&lora, scale * factor).unwrap();
