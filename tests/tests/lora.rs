@@ -8,7 +8,7 @@ mod random;
 mod sd3_original;
 
 use candle_core::{DType, Device, Tensor};
-use common::{folder, manager, options, relative_error, root, weight_bytes};
+use common::{folder, golden_of, manager, options, relative_error, root, weight_bytes};
 use mm_candle::{Error as CandleError, Lora};
 use mm_diffusion::{Error, Folder, Generated, Pipeline, Request, Unmanaged, ZImage};
 use mm_engine::EngineError;
@@ -44,21 +44,7 @@ fn peft(folder: &Path) -> Lora {
 
 /// What diffusers made, what it was asked for, and the scale.
 fn golden(case: usize) -> (HashMap<String, Tensor>, Request, f64) {
-    let file = root().join(format!("crates/mm-diffusion/tests/golden/lora-{case}.safetensors"));
-    let bytes = std::fs::read(&file).unwrap();
-    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let about = header.metadata().clone().unwrap();
-    let tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
-    let request = Request {
-        prompt: about["prompt"].clone(),
-        guidance: about["guidance_scale"].parse().unwrap(),
-        steps: about["steps"].parse().unwrap(),
-        width: about["width"].parse().unwrap(),
-        height: about["height"].parse().unwrap(),
-        initial_latents: Some(tensors["initial_latents"].clone()),
-        trace: true,
-        ..Request::default()
-    };
+    let (tensors, request, about) = golden_of(&format!("lora-{case}"));
     (tensors, request, about["lora_scale"].parse().unwrap())
 }
 

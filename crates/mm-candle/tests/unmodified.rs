@@ -217,25 +217,6 @@ fn wuerstchen_paella_vq() {
 }
 
 #[test]
-#[ignore = "a billion parameters: its sizes are written into it"]
-fn wuerstchen_decoder() {
-    let (x, r) = (tensor(&[1, 4, 16, 16], 5), tensor(&[1], 6));
-    let (effnet, text) = (tensor(&[1, 16, 4, 4], 7), tensor(&[1, 7, 64], 8));
-    Case { lazy: false, stored: DType::BF16, dtype: DType::F32, ..Case::default() }.check(
-        |vb| wuerstchen::diffnext::WDiffNeXt::new(4, 4, 64, 64, 64, 2, false, vb),
-        |model, _| model.forward(&x, &r, &effnet, Some(&text)),
-    );
-}
-
-#[test]
-#[ignore = "123 million parameters: its sizes are private"]
-fn stable_diffusion_clip() {
-    use stable_diffusion::clip::{ClipTextTransformer, Config};
-    let (config, ids) = (Config::v1_5(), ids(&[1, 77]));
-    Case::default().check(|vb| ClipTextTransformer::new(vb, &config), |model, _| model.forward(&ids));
-}
-
-#[test]
 fn flux() {
     let config = flux::model::Config {
         hidden_size: 64,

@@ -43,6 +43,7 @@ mod flux;
 mod folder;
 #[cfg(test)]
 mod gguf_tests;
+mod guidance;
 #[cfg(test)]
 mod invented;
 mod joint;

@@ -5,7 +5,7 @@ use crate::{
     error::at,
     file::{write_bytes, write_file},
     gguf::write_gguf,
-    models::Pipeline,
+    models::{Part, Pipeline},
     variants,
 };
 use serde_json::{Map, Value, json};
@@ -49,8 +49,8 @@ fn write_pipeline(fixture: &Fixture, pipeline: &Pipeline, target: &mut Target) -
         let library = if component.transformers { "transformers" } else { "diffusers" };
         index.insert(component.name.clone(), json!([library, component.class]));
     }
-    for part in &pipeline.parts {
-        index.insert(part.name.into(), json!([part.library, part.class]));
+    for Part { name, library, class, .. } in &pipeline.parts {
+        index.insert((*name).into(), json!([library, class]));
     }
     target.json("model_index.json", &Value::Object(index))?;
     for part in &pipeline.parts {

@@ -5,7 +5,10 @@ use candle_core::{DType, Device, Tensor};
 use mm_candle::Manager;
 use mm_diffusion::{Folder, LoadOptions, Request, ZImage};
 use mm_plan::{DeviceKind, Machine, Policy, Strategy};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 pub const COMPONENTS: [&str; 3] = ["text_encoder", "transformer", "vae"];
 
@@ -57,7 +60,13 @@ pub fn weight_bytes(dtype: DType) -> u64 {
     COMPONENTS.iter().map(|name| manager.get_component(name).unwrap().description().bytes()).sum()
 }
 
-pub fn golden(case: usize) -> (std::collections::HashMap<String, Tensor>, Request) {
+pub fn golden(case: usize) -> (HashMap<String, Tensor>, Request) {
+    let (tensors, request, _) = golden_of(&case.to_string());
+    (tensors, request)
+}
+
+/// What diffusers made, what it was asked for, and all that the file says of it.
+pub fn golden_of(case: &str) -> (HashMap<String, Tensor>, Request, HashMap<String, String>) {
     let file = root().join(format!("crates/mm-diffusion/tests/golden/{case}.safetensors"));
     let tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     let bytes = std::fs::read(&file).unwrap();
@@ -73,7 +82,7 @@ pub fn golden(case: usize) -> (std::collections::HashMap<String, Tensor>, Reques
         trace: true,
         ..Request::default()
     };
-    (tensors, request)
+    (tensors, request, about)
 }
 
 /// ‖a − b‖ / ‖b‖.

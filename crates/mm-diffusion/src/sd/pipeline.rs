@@ -10,6 +10,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request,
     check::Check,
     denoise::{VAE, decode},
+    guidance::{guide, is_guided},
     lora::Member,
     part::{Load, Part, check_dtype, in_component},
     sampler::Sampler,
@@ -193,18 +194,4 @@ fn check_widths(file: &Path, config: &Config, encoders: &Encoders, vae: &vae::Co
 fn sizes(request: &Request) -> [f32; SIZES] {
     let (height, width) = (request.height as f32, request.width as f32);
     [height, width, 0.0, 0.0, height, width]
-}
-
-fn is_guided(request: &Request) -> bool {
-    request.guidance > 1.0
-}
-
-/// Leads away from the negative prompt, which is the second of the batch if there is one.
-fn guide(out: &Tensor, guidance: f64) -> candle_core::Result<Tensor> {
-    let positive = out.narrow(0, 0, 1)?;
-    if out.dim(0)? == 1 {
-        return Ok(positive);
-    }
-    let negative = out.narrow(0, 1, 1)?;
-    &negative + ((positive - &negative)? * guidance)?
 }

@@ -9,6 +9,7 @@ use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request, Scheduler,
     check::Check,
     denoise::{TRANSFORMER, VAE, decode, denoise},
+    guidance::{guide, is_guided},
     lora::{self, Member},
     part::{Load, Part, check_dtype, in_component},
     size::{Size, check_guidance},
@@ -140,18 +141,4 @@ impl Sd3 {
     pub(crate) fn encode_passes(&self, request: &Request) -> u32 {
         self.encoders.count() * if is_guided(request) { 2 } else { 1 }
     }
-}
-
-fn is_guided(request: &Request) -> bool {
-    request.guidance > 1.0
-}
-
-/// Leads away from the negative prompt, which is the second of the batch if there is one.
-fn guide(out: &Tensor, guidance: f64) -> candle_core::Result<Tensor> {
-    let positive = out.narrow(0, 0, 1)?;
-    if out.dim(0)? == 1 {
-        return Ok(positive);
-    }
-    let negative = out.narrow(0, 1, 1)?;
-    &negative + ((positive - &negative)? * guidance)?
 }

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     Error, Folder, Generated, LoadOptions, Loader, Progress, Request,
     check::Check,
+    guidance::{guide, is_guided},
     latents::noise,
     lora::{FIRST, Member},
     part::{Load, Part, check_dtype, in_component},
@@ -267,18 +268,4 @@ fn initial(request: &Request, noise: Tensor) -> Result<Tensor, Error> {
 
 const fn decoder_steps(request: &Request) -> u32 {
     request.steps.div_ceil(PRIOR_STEPS)
-}
-
-fn is_guided(request: &Request) -> bool {
-    request.guidance > 1.0
-}
-
-/// Leads away from the negative prompt, which is the second of the batch if there is one.
-fn guide(out: &Tensor, guidance: f64) -> candle_core::Result<Tensor> {
-    let positive = out.narrow(0, 0, 1)?;
-    if out.dim(0)? == 1 {
-        return Ok(positive);
-    }
-    let negative = out.narrow(0, 1, 1)?;
-    &negative + ((positive - &negative)? * guidance)?
 }
